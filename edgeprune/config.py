@@ -1,0 +1,183 @@
+"""The settings of a run: frozen sections, read from TOML and from `-s section.key=value`, written back as TOML.
+
+Owns names, types, ranges and defaults. Does not know what the settings do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeprune.errors import ConfigError, ResolveError
+from edgeprune.values import Json
+
+
+class Section(BaseModel):
+    """A frozen section; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PruneConfig(Section):
+    """What to remove. `ratio` is the fraction of units removed; `max_macs` (such as `0.5x`) replaces it."""
+
+    ratio: float = Field(0.5, ge=0, lt=1)
+    max_macs: str | None = None
+    criterion: str = "l2"
+    scope: Literal["global", "local"] = "local"
+    align: int | Literal["target"] = Field("target")
+    min_channels: int = Field(1, ge=1)
+    keep: tuple[str, ...] = ()
+    ratios: dict[str, float] = Field(default_factory=dict)
+    batches: int = Field(8, ge=1, description="batches of train_data for data-driven criteria")
+
+
+class FinetuneConfig(Section):
+    """How accuracy is won back. `distill` 0 trains on the user's loss alone, 1 on the dense network alone."""
+
+    epochs: int = Field(3, ge=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    warmup_steps: int = Field(20, ge=0)
+    max_grad_norm: float | None = Field(None, gt=0)
+    distill: float = Field(0.0, ge=0, le=1)
+    temperature: float = Field(4.0, gt=0)
+    metric: str | None = None
+    checkpoint_every_s: float = Field(30.0, ge=0)
+    recalibrate_batches: int = Field(32, ge=0)
+
+
+class ExportConfig(Section):
+    """Which files to make."""
+
+    formats: tuple[Literal["onnx", "tflite"], ...] = ("onnx", "tflite")
+    dynamic_batch: bool = True
+    tolerance: float = Field(1e-4, gt=0)
+    timeout_s: float = Field(900.0, gt=0)
+
+
+class BenchConfig(Section):
+    """How artifacts are timed. `practical` is the smallest relative difference that is called one."""
+
+    threads: tuple[int, ...] = (1,)
+    processes: int = Field(5, ge=1)
+    min_runs: int = Field(50, ge=1)
+    min_seconds: float = Field(1.0, ge=0)
+    max_seconds: float = Field(20.0, gt=0)
+    warmup_runs: int = Field(10, ge=0)
+    warmup_seconds: float = Field(0.5, ge=0)
+    practical: float = Field(0.03, ge=0)
+
+
+class RunConfig(Section):
+    """Everything a run needs besides the workload's code. Written to `run.toml` before work begins."""
+
+    workload: str = ""
+    weights: str | None = None
+    trust_pickle: bool = False
+    output: str | None = None
+    target: str = "host"
+    seed: int = 0
+    max_latency: str | None = None
+    max_size: str | None = None
+    max_drop: float | None = Field(None, ge=0)
+    prune: PruneConfig = PruneConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    export: ExportConfig = ExportConfig()
+    bench: BenchConfig = BenchConfig()
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML; unset values are left out, as TOML has no null."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Return the settings of a TOML file, changed by `section.key=value` overrides and then by flag values.
+
+    Args:
+        path: The file, or None for defaults. `values` maps dotted keys to already typed values.
+
+    Raises:
+        ResolveError: The file does not exist or cannot be read.
+        ConfigError: TOML syntax, an unknown key (the nearest known one is named), a wrong type or range.
+    """
+    data: Json = {}
+    source = "settings"
+    if path is not None:
+        source = str(path)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ResolveError(f"cannot read {path}: {error.strerror}", fix="edgeprune init writes one") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}", where=source) from error
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"'-s {override}' has no '='", fix="write  -s section.key=value")
+        _put(data, key.strip(), _parse_value(text.strip()), f"-s {override}")
+    for key, value in (values or {}).items():
+        _put(data, key, value, key)
+    return validate(data, source)
+
+
+def validate(data: Json, source: str = "settings") -> RunConfig:
+    """Return the settings that a nested dict means.
+
+    Raises:
+        ConfigError: An unknown key, a wrong type or a value outside its range.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        parts = [str(part) for part in first["loc"]]
+        key = ".".join(parts)
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"unknown key '{key}'{hint}", where=source, fix=_list_keys(parts[:-1])) from None
+        raise ConfigError(f"{key} = {first.get('input')!r}: {first['msg']}", where=source) from None
+
+
+def _known_keys(parents: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for name in parents:
+        annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        section = annotation
+    return list(section.model_fields)
+
+
+def _list_keys(parents: Sequence[str]) -> str:
+    place = f"[{'.'.join(parents)}]" if parents else "the top level"
+    return f"keys of {place}: {', '.join(_known_keys(parents))}"
+
+
+def _put(data: Json, key: str, value: object, source: str) -> None:
+    *parents, last = key.split(".")
+    for name in parents:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"'{name}' in '{key}' is not a section", where=source)
+    data[last] = value
+
+
+def _parse_value(text: str) -> object:
+    """Read a TOML value; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

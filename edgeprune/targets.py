@@ -1,0 +1,85 @@
+"""Device profiles: one TOML file per device class, as data.
+
+Finds the profiles that ship with the package (wheel, editable install and bare checkout) and the user's own.
+Knows nothing about how a device is reached.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeprune.errors import ConfigError, ResolveError
+
+
+class Target(BaseModel):
+    """A class of devices. Every figure has a source; addresses live in the environment, never in a profile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1]
+    name: str
+    description: str
+    transport: Literal["local", "ssh", "adb"]
+    arch: str
+    cores: int | None = Field(None, ge=1)
+    memory_bytes: int | None = Field(None, ge=1)
+    runtimes: tuple[str, ...]
+    align: int = Field(ge=1)
+    threads: tuple[int, ...] = (1,)
+    cooldown_s: float = Field(0.0, ge=0)
+    address_env: str | None = None
+    source: str
+
+
+def profiles_folder() -> Path:
+    """Return the folder that holds the shipped profiles."""
+    packaged = Path(str(files("edgeprune") / "_targets"))
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "targets"
+
+
+def list_targets() -> list[Target]:
+    """Return the shipped profiles in order of name."""
+    return [read_target(path) for path in sorted(profiles_folder().glob("*.toml"))]
+
+
+def find_target(name: str) -> Target:
+    """Return the profile of a shipped name or of a `.toml` file.
+
+    Raises:
+        ResolveError: No such target; the message lists those that exist.
+        ConfigError: The file is not a valid profile.
+    """
+    if name.endswith(".toml"):
+        return read_target(Path(name))
+    path = profiles_folder() / f"{name}.toml"
+    known = sorted(p.stem for p in profiles_folder().glob("*.toml"))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ResolveError(f"no target '{name}'{hint}", fix=f"targets: {', '.join(known)}, or a FILE.toml of yours")
+    return read_target(path)
+
+
+def read_target(path: Path) -> Target:
+    """Return the profile in a file.
+
+    Raises:
+        ResolveError: The file cannot be read.
+        ConfigError: It is not TOML, or a key is unknown, missing or out of range.
+    """
+    try:
+        return Target.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ResolveError(f"cannot read target {path}: {error.strerror}", fix="edgeprune targets lists them") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", where=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"target {path.name}: {key}: {first['msg']}", where=str(path)) from None

@@ -1,0 +1,170 @@
+"""Frozen values that several modules share, and the parsing of quantities.
+
+Everything here is plain data: no torch, no files. JSON holds SI base units (seconds, bytes); formatting for
+people happens in `console.py` and `report/`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgeprune.errors import ConfigError
+
+Format = Literal["onnx", "tflite"]
+Precision = Literal["fp32"]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, shape and dtype of one input or output.
+
+    `shape` has `None` where the size is free (the batch). `dtype` is numpy's name, such as `float32`. `low` and
+    `high` bound the values seen in the user's example, so that random inputs stay in range (tokens, pixels).
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    low: float = -1.0
+    high: float = 1.0
+
+    def as_dict(self) -> Json:
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, "low": self.low, "high": self.high}
+
+    @classmethod
+    def from_dict(cls, data: Json) -> TensorSpec:
+        return cls(
+            name=data["name"], shape=tuple(data["shape"]), dtype=data["dtype"], low=data["low"], high=data["high"]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A deployable file: where it is, what it is, and the digest of its bytes."""
+
+    path: str
+    format: Format
+    precision: Precision
+    sha256: str
+    size_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: dict[str, str]
+
+    def as_dict(self) -> Json:
+        return {
+            "path": self.path,
+            "format": self.format,
+            "precision": self.precision,
+            "sha256": self.sha256,
+            "size_bytes": self.size_bytes,
+            "inputs": [spec.as_dict() for spec in self.inputs],
+            "outputs": [spec.as_dict() for spec in self.outputs],
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Json) -> Artifact:
+        return cls(
+            path=data["path"],
+            format=data["format"],
+            precision=data["precision"],
+            sha256=data["sha256"],
+            size_bytes=data["size_bytes"],
+            inputs=tuple(TensorSpec.from_dict(spec) for spec in data["inputs"]),
+            outputs=tuple(TensorSpec.from_dict(spec) for spec in data["outputs"]),
+            metadata=dict(data["metadata"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One comparison of two sides on one set of inputs.
+
+    `max_abs` is the largest absolute difference over all outputs; `max_rel` divides it by the largest absolute
+    value of the reference output (at least 1e-6). The check passes when `max_rel` is at most `tolerance`.
+    """
+
+    name: str
+    inputs: str
+    batch_size: int
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    output: str
+    passed: bool
+
+    def as_dict(self) -> Json:
+        return {field: getattr(self, field) for field in self.__dataclass_fields__}
+
+    @classmethod
+    def from_dict(cls, data: Json) -> Check:
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A warning as a value: it travels in results and is shown once, by the console or the report."""
+
+    code: str
+    text: str
+    fix: str | None = None
+
+    def as_dict(self) -> Json:
+        return {"code": self.code, "text": self.text, "fix": self.fix}
+
+
+_SIZE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that a text such as `2MB` or `512KiB` means (MB = 10^6).
+
+    Raises:
+        ConfigError: The number or the unit cannot be read.
+    """
+    value, unit = _split_quantity(text, "a size", "2MB")
+    if unit.lower() not in _SIZE_UNITS:
+        raise ConfigError(f"'{text}' is not a size", fix="write a number and a unit, such as 2MB or 512KiB")
+    return round(value * _SIZE_UNITS[unit.lower()])
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds that a text such as `15ms` means.
+
+    Raises:
+        ConfigError: The number or the unit cannot be read.
+    """
+    value, unit = _split_quantity(text, "a time", "15ms")
+    if unit.lower() not in _TIME_UNITS:
+        raise ConfigError(f"'{text}' is not a time", fix="write a number and a unit, such as 15ms or 2s")
+    return value * _TIME_UNITS[unit.lower()]
+
+
+def parse_macs(text: str) -> tuple[float, Literal["share", "count"]]:
+    """Return a limit on MACs: `0.5x` is a share of the dense network, `120M` or `1.2G` a count.
+
+    Raises:
+        ConfigError: The number or the unit cannot be read, or a share lies outside (0, 1].
+    """
+    value, unit = _split_quantity(text, "a number of MACs", "0.5x")
+    counts = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+    if unit.lower() == "x":
+        if not 0 < value <= 1:
+            raise ConfigError(f"'{text}' is outside (0x, 1x]", fix="write a share such as 0.5x")
+        return value, "share"
+    if unit.lower() not in counts:
+        raise ConfigError(f"'{text}' is not a number of MACs", fix="write 0.5x, 120M or 1.2G")
+    return value * counts[unit.lower()], "count"
+
+
+def _split_quantity(text: str, kind: str, example: str) -> tuple[float, str]:
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"'{text}' is not {kind}", fix=f"write a number and a unit, such as {example}")
+    return float(match.group(1)), match.group(2)
