@@ -2,7 +2,7 @@
 
 Seven functions, of which model() and inputs() are required. Delete those you have no use for: without
 train_step() and train_data() there is no fine-tuning, without evaluate() no metric. The example is a small
-residual network that reads handwritten digits of 8x8 pixels; its data and weights come with edgeprune, so this
+residual network that reads handwritten digits of 8x8 pixels; its data and weights come with edgeprune, so the
 file runs as it is:
 
     edgeprune inspect workload.py
@@ -92,7 +92,7 @@ def model() -> nn.Module:
 
 
 def inputs() -> tuple[torch.Tensor, ...]:
-    """Required. Return one tuple of example tensors, batch first. Checks and timing use them: take a real sample."""
+    """Required. Return one tuple of example tensors, batch first; real samples, as checks and timing use them."""
     images, _ = split("validation")[:1]
     return (images,)
 
@@ -122,7 +122,7 @@ def evaluate(model: nn.Module) -> dict[str, float]:
 
 
 def test_data() -> DataLoader[tuple[torch.Tensor, ...]]:
-    """Return test batches, input tensors first. The exported files are scored on them, in their own runtimes."""
+    """Return test batches, input tensors first. Exported files are scored on them, in their own runtimes."""
     return DataLoader(split("test"), batch_size=60)
 
 
