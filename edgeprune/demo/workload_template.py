@@ -92,7 +92,7 @@ def model() -> nn.Module:
 
 
 def inputs() -> tuple[torch.Tensor, ...]:
-    """Required. Return one tuple of example tensors, batch first; real samples, as checks and timing use them."""
+    """Required. Return one tuple of example tensors, batch first. Checks and timing use them."""
     images, _ = split("validation")[:1]
     return (images,)
 
