@@ -1,0 +1,343 @@
+"""Channel groups: the units that can be removed, what they are tied to, and what is pinned for which reason.
+
+`trace` is the way in: record, propagate, link, form groups. The result is plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgeprune.graph.rules  # noqa: F401  registers the rules
+from edgeprune.graph.capture import record
+from edgeprune.graph.constraints import block_signature, link
+from edgeprune.graph.flow import Contraction, Flow
+from edgeprune.graph.labels import Ids, Pin
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Dim = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Units that share the same tensors. One unit is the smallest removable piece (a channel).
+
+    `units` are the ids of its units in the graph, empty when pinned. `channels` is the width of the dimension that
+    makes them, `tensors` the parameters tied together, `params` their number of values. `overlaps` names groups whose
+    units share positions with these: removing both multiplies. `pinned` is the reason nothing of it may go.
+    """
+
+    name: str
+    size: int
+    channels: int
+    units: Ids
+    producer: Dim
+    tensors: tuple[str, ...]
+    params: int
+    statistics: bool = False
+    overlaps: tuple[str, ...] = ()
+    pinned: str | None = None
+    where: str | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistic:
+    """A call whose value depends on which positions exist; `units` per argument name and dimension."""
+
+    call: int
+    name: str
+    units: dict[tuple[str, int], Ids]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelGraph:
+    """Which channels of a network go together.
+
+    `dims` gives for every dimension of every parameter that can shrink the unit ids of its positions, shape
+    (layers, size), -1 for none. `names` lists all names of a shared tensor under its first one. `links` are groups
+    that must keep the same number of units.
+    """
+
+    groups: tuple[Group, ...]
+    dims: dict[Dim, Ids]
+    names: dict[str, tuple[str, ...]]
+    shapes: dict[str, tuple[int, ...]]
+    links: tuple[tuple[str, ...], ...]
+    statistics: tuple[Statistic, ...]
+    contractions: tuple[Contraction, ...]
+    lines: dict[str, frozenset[str]]
+    unit_count: int
+
+    @property
+    def free(self) -> tuple[Group, ...]:
+        """The groups that may be pruned."""
+        return tuple(group for group in self.groups if group.pinned is None)
+
+    @property
+    def macs_share(self) -> dict[str, float]:
+        """Share of the multiply-accumulates in which the tensors of each group take part, by group name."""
+        total = sum(item.macs for item in self.contractions) or 1
+        return {
+            group.name: sum(item.macs for item in self.contractions if item.weight in group.tensors) / total
+            for group in self.groups
+        }
+
+    def masks(self, keep: Mapping[str, Iterable[int]]) -> dict[Dim, NDArray[np.bool_]]:
+        """Return which positions stay along every dimension that shrinks.
+
+        Args:
+            keep: Kept unit numbers within their group, in [0, size), by group name. Groups not named stay whole.
+        """
+        alive = self.alive(keep)
+        masks = {dim: alive[units].all(axis=0) for dim, units in self.dims.items()}
+        return {dim: mask for dim, mask in masks.items() if not mask.all()}
+
+    def alive(self, keep: Mapping[str, Iterable[int]]) -> NDArray[np.bool_]:
+        """Return which units stay, shape (units + 1,); the last entry stands for "no unit" and is True."""
+        alive = np.ones(self.unit_count + 1, dtype=bool)
+        for group in self.groups:
+            if group.name in keep and group.pinned is None:
+                alive[group.units] = False
+                alive[group.units[np.fromiter(keep[group.name], dtype=np.int64)]] = True
+        return alive
+
+    def pin(self, names: Iterable[str], pin: Pin) -> ChannelGraph:
+        """Return the graph with groups, and those linked to them, pinned for one reason."""
+        chosen = set(names)
+        for linked in self.links:
+            if chosen & set(linked):
+                chosen |= set(linked)
+        groups = tuple(
+            replace(group, pinned=pin.reason, where=pin.where, fix=pin.fix)
+            if group.name in chosen and group.pinned is None
+            else group
+            for group in self.groups
+        )
+        links = tuple(linked for linked in self.links if not chosen & set(linked))
+        return replace(self, groups=groups, links=links)
+
+
+def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
+    """Find the channel groups of a network by following one forward. The network is not changed.
+
+    Args:
+        model: The trained network.
+        inputs: Example tensors, batch first.
+
+    Raises:
+        TraceError: The forward fails or depends on the data in Python.
+    """
+    flow = Flow(record(model, inputs))
+    flow.run()
+    while True:
+        graph, unmet = _form(flow)
+        if not unmet:
+            return graph
+        for request in unmet:
+            flow.atoms.pin(request.label, request.pin)
+
+
+def _form(flow: Flow) -> tuple[ChannelGraph, list[object]]:
+    """Number the units, gather them in groups, link groups; also return requests for balance that are not met."""
+    atoms = flow.atoms
+    resolved: dict[Dim, Ids] = {}
+    for key, name in flow.record.tensors.items():
+        for axis, label in enumerate(flow.labels.get(key, [])):
+            found = atoms.resolve(label)
+            if found is not None:
+                resolved[(name, axis)] = found
+    used = np.unique(np.concatenate([found.reshape(-1) for found in resolved.values()] or [np.zeros(1, np.int64)]))
+    used = used[used != 0]
+    count = atoms.count
+    number = np.full(count, -1, dtype=np.int64)
+    number[used] = np.arange(len(used))
+    dims = {dim: number[found] for dim, found in resolved.items()}
+    signature = block_signature(atoms, flow.balanced, count)[used]
+    group_of_unit = _classes(dims, signature, len(used))
+    group_of = np.full(count, -1, dtype=np.int64)
+    group_of[used] = group_of_unit
+    members = [np.flatnonzero(group_of_unit == index) for index in range(int(group_of_unit.max(initial=-1)) + 1)]
+    links, unmet = link(atoms, flow.balanced, group_of, [len(units) for units in members])
+    if unmet:
+        return _EMPTY, list(unmet)
+    statistics = tuple(
+        Statistic(
+            call=mark.call,
+            name=mark.name,
+            units={key: number[found] for key, label in mark.labels.items() if (found := atoms.resolve(label)) is not None},
+        )
+        for mark in flow.marks
+    )
+    statistics = tuple(statistic for statistic in statistics if statistic.units)
+    groups = _describe(flow, dims, members, statistics)
+    names = [group.name for group in groups]
+    lines = _lines(flow, number, group_of_unit, names)
+    order = sorted(groups + _pinned_groups(flow), key=lambda group: _position(flow, group))
+    graph = ChannelGraph(
+        groups=tuple(_distinct_names(order)),
+        dims=dims,
+        names=flow.record.names,
+        shapes=flow.record.shapes,
+        links=tuple(tuple(names[index] for index in row) for row in links),
+        statistics=statistics,
+        contractions=tuple(flow.contractions),
+        lines=lines,
+        unit_count=len(used),
+    )
+    return graph, []
+
+
+_EMPTY = ChannelGraph(
+    groups=(), dims={}, names={}, shapes={}, links=(), statistics=(), contractions=(), lines={}, unit_count=0
+)
+
+
+def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
+    """Return a class per unit: units with the same tensors, dimensions, multiplicities and blocks share one."""
+    code = signature.astype(np.uint64)
+    for index, units in enumerate(dims.values()):
+        found, times = np.unique(units[units >= 0], return_counts=True)
+        step = np.uint64(0xC2B2AE3D27D4EB4F) * np.uint64(2 * index + 1)
+        code[found] = (code[found] ^ (step * times.astype(np.uint64))) * np.uint64(0x100000001B3)
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse] if count else np.zeros(0, dtype=np.int64)
+
+
+def _describe(
+    flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...]
+) -> list[Group]:
+    """Name every group after the weight that makes its channels and list what is tied to it."""
+    holders: list[list[Dim]] = [[] for _ in members]
+    group_of = np.zeros(sum(map(len, members)), dtype=np.int64)
+    for index, units in enumerate(members):
+        group_of[units] = index
+    overlapping: list[set[int]] = [set() for _ in members]
+    for dim, units in dims.items():
+        present = np.unique(group_of[units[units >= 0]]).tolist()
+        for index in present:
+            holders[index].append(dim)
+        if len(units) > 1:
+            _note_overlaps(units, group_of, overlapping)
+    marked = {
+        int(index)
+        for statistic in statistics
+        for units in statistic.units.values()
+        for index in np.unique(group_of[units[units >= 0]])
+    }
+    producers = {dim: order for order, dim in enumerate(flow.producers)}
+    groups: list[Group] = []
+    names: list[str] = []
+    for index, units in enumerate(members):
+        made = sorted((dim for dim in holders[index] if dim in producers), key=producers.__getitem__)
+        producer = made[0] if made else holders[index][0]
+        names.append(_unique(_module_of(producer[0]), names))
+        tensors = tuple(dict.fromkeys(name for name, _ in holders[index]))
+        groups.append(
+            Group(
+                name=names[-1],
+                size=len(units),
+                channels=int(np.isin(dims[producer], units).any(axis=0).sum()),
+                units=units,
+                producer=producer,
+                tensors=tensors,
+                params=sum(int(np.prod(flow.record.shapes[name])) for name in tensors),
+                statistics=index in marked,
+            )
+        )
+    return [replace(g, overlaps=tuple(sorted(names[i] for i in overlapping[n]))) for n, g in enumerate(groups)]
+
+
+def _note_overlaps(units: Ids, group_of: Ids, overlapping: list[set[int]]) -> None:
+    for upper in range(len(units)):
+        for lower in range(upper):
+            both = (units[upper] >= 0) & (units[lower] >= 0)
+            pairs = np.unique(np.stack([group_of[units[upper][both]], group_of[units[lower][both]]]), axis=1)
+            for a, b in pairs.T.tolist():
+                if a != b:
+                    overlapping[a].add(b)
+                    overlapping[b].add(a)
+
+
+def _pinned_groups(flow: Flow) -> list[Group]:
+    """Return one entry per pinned set of channels, named after the first weight that makes them."""
+    found: dict[int, tuple[Pin, list[Dim], int]] = {}
+    for name, axis in flow.producers:
+        key = next(key for key, known in flow.record.tensors.items() if known == name)
+        label = flow.labels[key][axis]
+        if label is None:
+            continue
+        resolved = flow.atoms.resolve(label)
+        fixed = np.ones(label.shape[1], dtype=bool) if resolved is None else ~resolved.any(axis=0)
+        if not fixed.any():
+            continue
+        explained = flow.atoms.explain(label[:, fixed])
+        root, pin = explained if explained is not None else (0, Pin(reason="fixed"))
+        if root not in found:
+            found[root] = (pin, [], int(fixed.sum()))
+        found[root][1].append((name, axis))
+    return [
+        Group(
+            name=_module_of(made[0][0]),
+            size=channels,
+            channels=channels,
+            units=np.zeros(0, dtype=np.int64),
+            producer=made[0],
+            tensors=tuple(dict.fromkeys(name for name, _ in made)),
+            params=sum(int(np.prod(flow.record.shapes[name])) for name in dict.fromkeys(name for name, _ in made)),
+            pinned=pin.reason,
+            where=pin.where,
+            fix=pin.fix,
+        )
+        for pin, made, channels in found.values()
+    ]
+
+
+def _lines(flow: Flow, number: Ids, group_of: Ids, names: list[str]) -> dict[str, frozenset[str]]:
+    """Return which groups flow through every source line."""
+    lines = {}
+    for where, labels in flow.seen_at.items():
+        units: set[int] = set()
+        for label in labels:
+            found = flow.atoms.resolve(label)
+            if found is not None:
+                ids = number[found]
+                units.update(np.unique(group_of[ids[ids >= 0]]).tolist())
+        lines[where] = frozenset(names[index] for index in units)
+    return lines
+
+
+def _position(flow: Flow, group: Group) -> tuple[int, str]:
+    order = flow.producers.index(group.producer) if group.producer in flow.producers else len(flow.producers)
+    return order, group.name
+
+
+def _module_of(tensor: str) -> str:
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _unique(name: str, taken: list[str]) -> str:
+    if name not in taken:
+        return name
+    return next(f"{name}#{n}" for n in range(2, len(taken) + 3) if f"{name}#{n}" not in taken)
+
+
+def _distinct_names(groups: list[Group]) -> list[Group]:
+    """Give pinned groups names of their own where a free group has theirs; free names stay."""
+    taken = [group.name for group in groups if group.pinned is None]
+    result = []
+    for group in groups:
+        if group.pinned is not None:
+            group = replace(group, name=_unique(group.name, taken))
+            taken.append(group.name)
+        result.append(group)
+    return result

@@ -1,0 +1,324 @@
+"""Atoms and labels: which positions of which dimensions go together.
+
+A *label* describes one dimension of one tensor: an integer array of shape (layers, size) whose entries are atoms, or
+`None` where the dimension is fixed. A position is removed as soon as any of its atoms is removed; atom 0 is never
+removed, so it stands for "nothing" inside a layer. Atoms merge (union-find), are refined into products of other atoms
+(removing any factor removes the atom) and are pinned with a reason.
+
+This module knows nothing about operators or networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Ids = NDArray[np.int64]
+Label = Ids | None
+
+MAX_LAYERS = 8
+MAX_FACTORS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """Why atoms are never removed: the reason, the source line and what the user could do."""
+
+    reason: str
+    where: str | None = None
+    fix: str | None = None
+
+
+class Atoms:
+    """The growing set of atoms of one network, with their merges, refinements and pins."""
+
+    def __init__(self) -> None:
+        self._parent: Ids = np.zeros(1024, dtype=np.int64)
+        self._pinned = np.zeros(1024, dtype=bool)
+        self._refined = np.zeros(1024, dtype=bool)
+        self._pinned[0] = True
+        self._count = 1
+        self._factors: dict[int, tuple[int, ...]] = {}
+        self._reasons: dict[int, Pin] = {}
+
+    @property
+    def count(self) -> int:
+        """The number of atoms made so far, atom 0 included."""
+        return self._count
+
+    def fresh(self, size: int) -> Ids:
+        """Return a label of shape (1, size) of new atoms."""
+        start, end = self._count, self._count + size
+        if end > len(self._parent):
+            grown = max(end, 2 * len(self._parent))
+            self._parent = np.resize(self._parent, grown)
+            self._pinned = np.concatenate([self._pinned, np.zeros(grown - len(self._pinned), dtype=bool)])
+            self._refined = np.concatenate([self._refined, np.zeros(grown - len(self._refined), dtype=bool)])
+        ids = np.arange(start, end, dtype=np.int64)
+        self._parent[start:end] = ids
+        self._count = end
+        return ids[None, :]
+
+    def find(self, ids: Ids) -> Ids:
+        """Return the representative of every atom."""
+        roots = self._parent[ids]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        self._parent[ids] = roots
+        return roots
+
+    def resolve(self, label: Label) -> Label:
+        """Return the label in representatives, products written out, pinned and repeated atoms as 0.
+
+        `None` when no position can be removed any more.
+        """
+        if label is None:
+            return None
+        ids = self.find(label)
+        while self._refined[ids].any():
+            ids = self._expand(ids)
+        ids = np.where(self._pinned[ids], 0, ids)
+        if len(ids) > 1:
+            ids = _without_repeats(ids)
+        return ids if ids.any() else None
+
+    def pin(self, label: Label | Ids, pin: Pin) -> None:
+        """Forbid the removal of every atom in the label; products pin all their factors."""
+        if label is None:
+            return
+        ids = np.unique(self.find(np.asarray(label)))
+        while self._refined[ids].any():
+            ids = np.unique(self._expand(ids[None, :]))
+        ids = ids[~self._pinned[ids]]
+        self._pinned[ids] = True
+        for atom in ids.tolist():
+            self._reasons[atom] = pin
+
+    def explain(self, ids: Ids) -> tuple[int, Pin] | None:
+        """Return the first pinned representative among the atoms with its pin, or None."""
+        found = self.find(ids.reshape(-1))
+        while self._refined[found].any():
+            found = self._expand(found[None, :]).reshape(-1)
+        for atom in found.tolist():
+            if atom in self._reasons:
+                return atom, self._reasons[atom]
+        return None
+
+    def union(self, left: Ids, right: Ids) -> None:
+        """Merge atoms pairwise; both arrays have the same shape. A merge with a pinned atom pins."""
+        a, b = self.find(left.reshape(-1)), self.find(right.reshape(-1))
+        differ = a != b
+        if not differ.any():
+            return
+        nodes, index = np.unique(np.concatenate([a[differ], b[differ]]), return_inverse=True)
+        half = len(index) // 2
+        count, component = _components(len(nodes), index[:half], index[half:])
+        root = np.full(count, np.iinfo(np.int64).max)
+        np.minimum.at(root, component, nodes)
+        pinned = np.zeros(count, dtype=bool)
+        np.logical_or.at(pinned, component, self._pinned[nodes])
+        for position in np.flatnonzero(self._pinned[nodes]).tolist():
+            reason = self._reasons.get(int(nodes[position]))
+            if reason is not None:
+                self._reasons.setdefault(int(root[component[position]]), reason)
+        self._parent[nodes] = root[component]
+        self._pinned[root] |= pinned
+
+    def join(self, a: Label, b: Label, pin: Pin) -> None:
+        """Make two labels of the same dimension hold the same atoms at every position.
+
+        One layer against one layer merges position by position. Otherwise every pair of layers contributes the
+        connected components of its values; an atom that meets one component becomes its alias, one that meets several
+        is refined into their product. Positions that still differ are pinned with the given reason.
+        """
+        a, b = self._fix_one_sided(a, b, pin)
+        if a is None or b is None:
+            return
+        if len(a) == 1 and len(b) == 1:
+            self.union(a[0], b[0])
+            return
+        if a.shape == b.shape and np.array_equal(a, b):
+            return
+        self._refine(a, b, pin)
+        while True:
+            a, b = self._fix_one_sided(a, b, pin)
+            if a is None or b is None:
+                return
+            differ = (_as_sets(a, len(b)) != _as_sets(b, len(a))).any(axis=0)
+            if not differ.any():
+                return
+            self.pin(a[:, differ], pin)
+            self.pin(b[:, differ], pin)
+
+    def split(self, label: Label, sizes: Sequence[int], pin: Pin) -> list[Label]:
+        """Return labels for the factors that a dimension is viewed as; their flattening is joined with it."""
+        label = self.resolve(label)
+        if label is None:
+            return [None] * len(sizes)
+        factors: list[Label] = [self.fresh(size) if size > 1 else None for size in sizes]
+        self.join(label, self.flatten(factors, sizes), pin)
+        return factors
+
+    def flatten(self, labels: Sequence[Label], sizes: Sequence[int]) -> Label:
+        """Return the label of the dimension that several dimensions are merged into, row-major."""
+        rows: list[Ids] = []
+        total = int(np.prod(sizes))
+        for axis, label in enumerate(map(self.resolve, labels)):
+            if label is not None:
+                inner = int(np.prod(sizes[axis + 1 :]))
+                outer = total // (inner * sizes[axis])
+                rows.extend(np.tile(np.repeat(row, inner), outer) for row in label)
+        return np.stack(rows) if rows else None
+
+    def concatenate(self, labels: Sequence[Label], sizes: Sequence[int]) -> Label:
+        """Return the label of a dimension made of several dimensions one after the other."""
+        resolved = [self.resolve(label) for label in labels]
+        layers = max((len(label) for label in resolved if label is not None), default=0)
+        if layers == 0:
+            return None
+        parts = []
+        for label, size in zip(resolved, sizes, strict=True):
+            part = np.zeros((layers, size), dtype=np.int64)
+            if label is not None:
+                part[: len(label)] = label
+            parts.append(part)
+        return np.concatenate(parts, axis=1)
+
+    def _expand(self, ids: Ids) -> Ids:
+        """Write refined atoms out once: a row with products becomes as many rows as its longest product."""
+        rows: list[Ids] = []
+        for row in ids:
+            refined = self._refined[row]
+            if not refined.any():
+                rows.append(row)
+                continue
+            values, inverse = np.unique(row, return_inverse=True)
+            products = [self._factors.get(int(value), (int(value),)) for value in values]
+            table = np.zeros((max(map(len, products)), len(values)), dtype=np.int64)
+            for column, product in enumerate(products):
+                table[: len(product), column] = product
+            rows.extend(self.find(line[inverse]) for line in table)
+        return np.stack(rows)
+
+    def _fix_one_sided(self, a: Label, b: Label, pin: Pin) -> tuple[Label, Label]:
+        """Resolve both labels, pinning positions that are fixed on one side only, until none is left."""
+        while True:
+            a, b = self.resolve(a), self.resolve(b)
+            if a is None or b is None:
+                self.pin(a, pin)
+                self.pin(b, pin)
+                return None, None
+            fixed_a, fixed_b = ~a.any(axis=0), ~b.any(axis=0)
+            if np.array_equal(fixed_a, fixed_b):
+                return a, b
+            self.pin(a[:, fixed_b], pin)
+            self.pin(b[:, fixed_a], pin)
+
+    def _refine(self, a: Ids, b: Ids, pin: Pin) -> None:
+        """Replace the atoms of both labels by the components that pairs of their layers have in common."""
+        region = _regions(np.concatenate([a, b]))
+        region_sizes = np.bincount(region)
+        meets: dict[int, list[int]] = {}
+        seen: set[bytes] = set()
+        for row_a in a:
+            for row_b in b:
+                component, count = _pair_components(row_a, row_b)
+                key = component.tobytes()
+                if key in seen:
+                    continue
+                seen.add(key)
+                atoms = self.fresh(count)[0]
+                for index in np.flatnonzero(~_says_nothing(component, count, row_a, row_b, region, region_sizes)):
+                    positions = component == index
+                    for atom in np.union1d(row_a[positions], row_b[positions]).tolist():
+                        if atom:
+                            meets.setdefault(atom, []).append(int(atoms[index]))
+        aliases = [(atom, parts[0]) for atom, parts in meets.items() if len(parts) == 1]
+        if aliases:
+            pairs = np.array(aliases, dtype=np.int64)
+            self.union(pairs[:, 0], pairs[:, 1])
+        for atom, parts in meets.items():
+            if 1 < len(parts) <= MAX_FACTORS:
+                self._factors[atom] = tuple(parts)
+                self._refined[atom] = True
+            elif len(parts) > MAX_FACTORS:
+                self.pin(np.array([[atom]]), pin)
+        for label in (a, b):
+            resolved = self.resolve(label)
+            if resolved is not None and len(resolved) > MAX_LAYERS:
+                self.pin(label, pin)
+
+
+def _components(size: int, left: Ids, right: Ids) -> tuple[int, NDArray[np.int32]]:
+    graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(size, size))
+    count, component = connected_components(graph, directed=False)
+    return int(count), component
+
+
+def _pair_components(row_a: Ids, row_b: Ids) -> tuple[Ids, int]:
+    """Return the component of every position (-1 where a row is 0) and their number."""
+    used = (row_a != 0) & (row_b != 0)
+    component = np.full(len(row_a), -1, dtype=np.int64)
+    if not used.any():
+        return component, 0
+    values, index = np.unique(np.concatenate([row_a[used], row_b[used]]), return_inverse=True)
+    half = len(index) // 2
+    _, of_value = _components(len(values), index[:half], index[half:])
+    ids, compact = np.unique(of_value[index[:half]], return_inverse=True)
+    component[used] = compact
+    return component, len(ids)
+
+
+def _says_nothing(
+    component: Ids, count: int, row_a: Ids, row_b: Ids, region: Ids, region_sizes: Ids
+) -> NDArray[np.bool_]:
+    """Mark components that cover a whole region and mix several values of both rows."""
+    used = component >= 0
+    sizes = np.bincount(component[used], minlength=count)
+    where = np.full(count, -1, dtype=np.int64)
+    where[component[used]] = region[used]
+    whole = sizes == region_sizes[where]
+    return whole & (_distinct(component, row_a, count) > 1) & (_distinct(component, row_b, count) > 1)
+
+
+def _distinct(component: Ids, row: Ids, count: int) -> Ids:
+    """Return the number of different values of the row in every component."""
+    used = component >= 0
+    pairs = np.unique(np.stack([component[used], row[used]]), axis=1)
+    return np.bincount(pairs[0], minlength=count)
+
+
+def _regions(rows: Ids) -> Ids:
+    """Return for every position the region it belongs to: positions that hang together through any row."""
+    size = rows.shape[1]
+    values, inverse = np.unique(rows, return_inverse=True)
+    inverse = inverse.reshape(rows.shape)
+    row_index, column = np.nonzero(rows)
+    _, component = _components(size + len(values), column, size + inverse[row_index, column])
+    return np.unique(component[:size], return_inverse=True)[1]
+
+
+def _without_repeats(ids: Ids) -> Ids:
+    """Set atoms that a position already holds in an earlier row to 0 and drop empty rows."""
+    ids = ids.copy()
+    for later in range(1, len(ids)):
+        for earlier in range(later):
+            ids[later][ids[later] == ids[earlier]] = 0
+    return ids[ids.any(axis=1)] if ids.any() else ids[:1]
+
+
+def _as_sets(label: Ids, rows: int) -> Ids:
+    """Return the label with every column sorted and padded to at least `rows` rows, for comparison."""
+    height = max(rows, len(label))
+    padded = np.zeros((height, label.shape[1]), dtype=np.int64)
+    padded[: len(label)] = label
+    return np.sort(padded, axis=0)
+

@@ -1,0 +1,142 @@
+"""Convolutions and matrix products: a weight joins the channels it reads and makes the channels it writes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeprune.graph.capture import Call, Ref
+from edgeprune.graph.flow import Flow, rule
+from edgeprune.graph.labels import Label
+from edgeprune.graph.rules.elementwise import broadcast
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def convolution(flow: Flow, call: Call) -> None:
+    """Weight (out, in / groups, *kernel), or (in, out / groups, *kernel) when transposed."""
+    x, weight, bias = call.args["input"], call.args["weight"], call.args["bias"]
+    transposed = "transpose" in call.name or bool(call.args.get("transposed", False))
+    groups = int(call.args["groups"])
+    spatial = len(weight.shape) - 2
+    labels = list(flow.of(x))
+    channel = len(labels) - spatial - 1
+    for label in [*labels[channel + 1 :], *flow.of(weight)[2:]]:
+        flow.pin(label, call, "a kernel slides over it")
+    read, written = (0, 1) if transposed else (1, 0)
+    first, second = flow.of(weight)[read], flow.of(weight)[written]
+    if groups == 1:
+        flow.join(labels[channel], first, call)
+        out = second
+    else:
+        out = _grouped(flow, call, labels[channel], x.shape[channel], groups, weight, transposed)
+    flow.produced(weight, written if groups == 1 or not transposed else read)
+    if isinstance(bias, Ref):
+        flow.join(out, flow.of(bias)[0], call)
+    positions = x if transposed else call.result
+    flow.contracted(weight, int(np.prod(weight.shape)) * _positions(positions, channel))
+    flow.set(call.result, [*labels[:channel], out, *[None] * spatial])
+
+
+def _positions(ref: Ref, channel: int) -> int:
+    return int(np.prod(ref.shape[:channel]) * np.prod(ref.shape[channel + 1 :]))
+
+
+def _grouped(
+    flow: Flow, call: Call, channels: Label, size: int, groups: int, weight: Ref, transposed: bool
+) -> Label:
+    """Join both sides of a grouped convolution and return the label of its output channels.
+
+    A removed position leaves the blocks equal: it goes with its whole group, or with the same position of every group.
+    Depthwise: a channel goes with its filters.
+    """
+    read, written = (0, 1) if transposed else (1, 0)
+    labels = flow.of(weight)
+    each_in = size // groups
+    each_out = weight.shape[1] if transposed else weight.shape[0] // groups
+    group = flow.atoms.fresh(groups)
+    inner: Label = None
+    outer: Label = None
+    if transposed:
+        outer = labels[written] if each_out > 1 else None
+        inner = flow.atoms.fresh(each_in) if each_in > 1 else None
+    else:
+        inner = labels[read] if each_in > 1 else None
+        outer = flow.atoms.fresh(each_out) if each_out > 1 and each_in > 1 else None
+        if each_in == 1 and each_out > 1:
+            flow.join(labels[written], np.repeat(group, each_out, axis=1), call)
+    source = flow.atoms.flatten([group, inner], [groups, each_in])
+    target = flow.atoms.flatten([group, outer], [groups, each_out])
+    flow.join(channels, source, call)
+    flow.join(labels[0], source if transposed else target, call)
+    return flow.atoms.flatten([group, outer], [groups, each_out])
+
+
+@rule("linear")
+def linear(flow: Flow, call: Call) -> None:
+    """x (..., in) times weight (out, in)."""
+    x, weight, bias = call.args["input"], call.args["weight"], call.args["bias"]
+    labels = list(flow.of(x))
+    out, read = flow.of(weight) if len(weight.shape) == 2 else (None, flow.of(weight)[0])
+    flow.join(labels[-1], read, call)
+    if isinstance(bias, Ref) and bias.shape:
+        flow.join(out, flow.of(bias)[0], call)
+    if len(weight.shape) == 2:
+        flow.produced(weight, 0)
+    flow.contracted(weight, int(np.prod(weight.shape)) * int(np.prod(x.shape[:-1])))
+    flow.set(call.result, [*labels[:-1], out][: len(call.result.shape)])
+
+
+@rule("addmm")
+def addmm(flow: Flow, call: Call) -> None:
+    """bias + a @ b."""
+    _product(flow, call, call.args["mat1"], call.args["mat2"])
+    flow.set(call.result, broadcast(flow, call, [call.result, call.args["self"]], call.result.shape))
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot")
+def matmul(flow: Flow, call: Call) -> None:
+    """a (..., n, k) @ b (..., k, m), with vectors as in torch.matmul."""
+    other = next(call.args[name] for name in ("other", "mat2", "vec", "tensor") if name in call.args)
+    _product(flow, call, call.args["self"], other)
+
+
+def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> None:
+    left, right = list(flow.of(a)), list(flow.of(b))
+    inner_a, inner_b = left[-1], right[-2] if len(right) > 1 else right[0]
+    flow.join(inner_a, inner_b, call)
+    if flow.parameter(a) is None and flow.parameter(b) is None:
+        mine, other = ("mat1", "mat2") if call.name == "addmm" else ("self", _other_name(call))
+        flow.mark(call, {(mine, len(left) - 1): inner_a, (other, max(len(right) - 2, 0)): inner_b})
+    for ref, made in ((b, len(right) - 1), (a, len(left) - 2)):
+        if flow.parameter(ref) is not None and made >= 0 and len(ref.shape) > 1:
+            flow.produced(ref, made)
+            flow.contracted(ref, int(np.prod(call.result.shape)) * a.shape[-1])
+    batch_a = Ref(a.id, a.shape[:-2]) if len(a.shape) > 2 else None
+    batch_b = Ref(b.id, b.shape[:-2]) if len(b.shape) > 2 else None
+    shape = call.result.shape
+    tail = (len(a.shape) > 1) + (len(b.shape) > 1)
+    labels = _batch_labels(flow, call, batch_a, batch_b, shape[: len(shape) - tail])
+    if len(a.shape) > 1:
+        labels.append(left[-2])
+    if len(b.shape) > 1:
+        labels.append(right[-1])
+    flow.set(call.result, labels)
+
+
+def _other_name(call: Call) -> str:
+    return next(name for name in ("other", "mat2", "vec", "tensor") if name in call.args)
+
+
+def _batch_labels(flow: Flow, call: Call, a: Ref | None, b: Ref | None, shape: tuple[int, ...]) -> list[Label]:
+    """Broadcast the leading dimensions of a product."""
+    labels: list[Label] = []
+    for position in range(len(shape)):
+        back = len(shape) - position
+        met = [
+            flow.of(ref)[len(ref.shape) - back]
+            for ref in (a, b)
+            if ref is not None and len(ref.shape) >= back and ref.shape[len(ref.shape) - back] == shape[position]
+        ]
+        for other in met[1:]:
+            flow.join(met[0], other, call)
+        labels.append(met[0] if met else None)
+    return labels

@@ -1,0 +1,99 @@
+"""Operators that work position by position, with broadcasting, and those that only make or pass tensors."""
+
+from __future__ import annotations
+
+from edgeprune.graph.capture import Call, Ref
+from edgeprune.graph.flow import Flow, refs, rule
+from edgeprune.graph.labels import Label
+
+
+@rule(
+    "pointwise", "where", "copy", "relu6", "hardtanh", "celu", "selu", "alpha_dropout", "feature_alpha_dropout",
+    "dropout", "feature_dropout", "native_dropout", "gelu", "softplus", "mish", "log_sigmoid", "rrelu", "hardswish",
+    "hardsigmoid", "silu", "softsign", "logsigmoid", "masked_fill", "clamp", "clamp_min", "clamp_max", "clip",
+    "lerp", "addcmul", "addcdiv", "maximum", "minimum", "pow", "square", "true_divide", "divide", "multiply", "subtract",
+    "float_power", "rsub", "fill", "zero",
+)  # fmt: skip
+def pointwise(flow: Flow, call: Call) -> None:
+    """Dimensions that broadcast together are one; a size of 1 that is stretched says nothing."""
+    tensors = refs(call.args)
+    for result in refs(call.result):
+        flow.set(result, broadcast(flow, call, tensors, result.shape))
+
+
+@rule(
+    "alias", "clone", "contiguous", "detach", "to", "_to_copy", "type_as", "lift_fresh", "lift_fresh_copy", "positive",
+    "float", "double", "half", "bfloat16", "requires_grad", "conj", "resolve_conj", "resolve_neg", "view_as_real_copy",
+    "identity", "data",
+)  # fmt: skip
+def same(flow: Flow, call: Call) -> None:
+    """The result has the labels of the first tensor."""
+    source = refs(call.args)[0]
+    for result in refs(call.result):
+        flow.set(result, flow.of(source))
+
+
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+def like(flow: Flow, call: Call) -> None:
+    """A tensor made in the shape of another one shrinks with it."""
+    same(flow, call)
+
+
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+def filled(flow: Flow, call: Call) -> None:
+    """A tensor filled with one value: its sizes follow whatever it meets; trial runs tell whether the code agrees."""
+    for result in refs(call.result):
+        flow.set(result, [flow.atoms.fresh(size) for size in result.shape])
+
+
+@rule(
+    "arange", "linspace", "logspace", "eye", "rand", "randn", "randint", "randperm", "scalar_tensor", "tensor",
+    "tril_indices", "triu_indices", "hann_window", "sym_size", "bernoulli", "normal", "uniform",
+)  # fmt: skip
+def constant(flow: Flow, call: Call) -> None:
+    """Values that depend on their position: fixed."""
+    for ref in refs(call.args):
+        for label in flow.of(ref):
+            flow.pin(label, call, f"torch.{call.name} makes values that depend on the position")
+    for result in refs(call.result):
+        flow.set(result, [None] * len(result.shape))
+
+
+@rule("prelu")
+def prelu(flow: Flow, call: Call) -> None:
+    """One slope for all, or one per channel (dimension 1)."""
+    x, weight, result = call.args["self"], call.args["weight"], call.result
+    labels = flow.of(x)
+    if weight.shape and weight.shape[0] > 1:
+        flow.join(labels[1], flow.of(weight)[0], call)
+    flow.set(result, labels)
+
+
+@rule("glu")
+def glu(flow: Flow, call: Call) -> None:
+    """The first half times the sigmoid of the second half: the halves go together."""
+    x, result = call.args["self"], call.result
+    dim = call.args["dim"] % len(x.shape)
+    labels = list(flow.of(x))
+    label = flow.atoms.resolve(labels[dim])
+    if label is not None:
+        half = x.shape[dim] // 2
+        flow.join(label[:, :half], label[:, half:], call)
+        labels[dim] = label[:, :half]
+    flow.set(result, labels)
+
+
+def broadcast(flow: Flow, call: Call, tensors: list[Ref], shape: tuple[int, ...]) -> list[Label]:
+    """Return the labels of a broadcast result, joining the tensors along it."""
+    labels: list[Label] = []
+    for position in range(len(shape)):
+        back = len(shape) - position
+        met = [
+            flow.of(tensor)[len(tensor.shape) - back]
+            for tensor in tensors
+            if len(tensor.shape) >= back and tensor.shape[len(tensor.shape) - back] == shape[position]
+        ]
+        for other in met[1:]:
+            flow.join(met[0], other, call)
+        labels.append(met[0] if met and shape[position] > 1 else None)
+    return labels

@@ -1,0 +1,232 @@
+"""From scores to a plan: how many units of every group stay, and which.
+
+Widths are rounded to multiples of `align`, because runtimes pay for whole tiles: unrounded pruning can be slower than
+none. Groups that user code cuts into equal pieces keep equal numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from math import gcd
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeprune.config import PruneConfig
+from edgeprune.errors import ConfigError, NothingToPrune
+from edgeprune.graph import ChannelGraph, Group
+from edgeprune.graph.cost import count_macs
+from edgeprune.graph.labels import Pin
+from edgeprune.pruning.criteria import Scores
+from edgeprune.pruning.plan import GroupPlan, PrunePlan
+from edgeprune.values import TensorSpec, parse_macs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def make_plan(
+    graph: ChannelGraph,
+    scores: Scores,
+    config: PruneConfig,
+    *,
+    align: int,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+) -> PrunePlan:
+    """Choose which units of every group to keep.
+
+    Args:
+        graph: Channel groups of the model, from `trace`.
+        scores: Importance per group, shape (group.size,). Higher means keep.
+        config: Ratio or MACs budget, scope, minimum width, patterns to keep.
+        align: Width of every pruned dimension is a multiple of it. `config.align` wins where it is a number.
+
+    Raises:
+        NothingToPrune: Every group is pinned or too narrow for `align`; the message lists the reasons.
+        ConfigError: A pattern of `keep` or a name in `ratios` matches no group, or a MACs budget cannot be met.
+    """
+    align = align if config.align == "target" else config.align
+    graph = hold(graph, config.keep)
+    _check_names(graph, config)
+    if not graph.free:
+        raise NothingToPrune("no group can be pruned", fix=_reasons(graph))
+    if config.max_macs is None:
+        keep = _choose(graph, scores, config, align, config.ratio)
+    else:
+        keep = _meet_macs(graph, scores, config, align, count_macs(model, inputs))
+    wanted = config.max_macs is not None or config.ratio > 0 or any(config.ratios.values())
+    if wanted and all(len(kept) == group.size for group, kept in zip(graph.free, keep.values(), strict=True)):
+        raise NothingToPrune(
+            f"a ratio of {config.ratio} removes nothing when widths are multiples of {align}",
+            fix="ask for a larger --ratio, or  -s prune.align=8",
+        )
+    return PrunePlan(
+        network=type(model).__name__,
+        groups={
+            group.name: GroupPlan(units=group.size, keep=tuple(int(unit) for unit in keep[group.name]))
+            for group in graph.free
+        },
+        inputs=describe(inputs),
+        settings={**config.model_dump(mode="json"), "align": align},
+    )
+
+
+def hold(graph: ChannelGraph, patterns: Iterable[str]) -> ChannelGraph:
+    """Return the graph with the groups pinned whose name or tensors match a pattern (shell style or regex).
+
+    Raises:
+        ConfigError: A pattern matches nothing, or is not a valid regular expression.
+    """
+    for pattern in patterns:
+        found = [group.name for group in graph.groups if any(_matches(pattern, n) for n in (group.name, *group.tensors))]
+        if not found:
+            names = ", ".join(group.name for group in graph.groups[:8])
+            raise ConfigError(f"keep = '{pattern}' matches no group or tensor", fix=f"groups: {names}, ...")
+        graph = graph.pin(found, Pin(reason=f"kept by '{pattern}'"))
+    return graph
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if fnmatch(name, pattern):
+        return True
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ConfigError(f"keep = '{pattern}' is neither a shell pattern nor a regular expression: {error}") from None
+
+
+def _check_names(graph: ChannelGraph, config: PruneConfig) -> None:
+    known = {group.name for group in graph.free}
+    for name, ratio in config.ratios.items():
+        if name not in known:
+            raise ConfigError(f"prune.ratios names '{name}', which is not a free group", fix=f"groups: {sorted(known)}")
+        if not 0 <= ratio < 1:
+            raise ConfigError(f"prune.ratios['{name}'] = {ratio} is outside [0, 1)")
+
+
+def _reasons(graph: ChannelGraph) -> str:
+    rows = [f"{group.name}: {group.pinned}{f' at {group.where}' if group.where else ''}" for group in graph.groups]
+    return "pinned: " + "; ".join(rows[:10]) if rows else "the network has no convolution or linear layer that is read"
+
+
+def resting(graph: ChannelGraph) -> set[str]:
+    """Return the groups left whole because finer groups share their positions: pruning both would multiply."""
+    sizes = {group.name: group.size for group in graph.free}
+    rest = set()
+    for group in sorted(graph.free, key=lambda g: (g.size, g.name)):
+        others = [name for name in group.overlaps if name in sizes and name not in rest]
+        if others and all(sizes[name] >= group.size for name in others):
+            rest.add(group.name)
+    return rest
+
+
+def _choose(
+    graph: ChannelGraph, scores: Scores, config: PruneConfig, align: int, ratio: float
+) -> dict[str, np.ndarray]:
+    """Return the kept units of every free group, ascending."""
+    rest = resting(graph) - set(config.ratios)
+    active = [group for group in graph.free if group.name not in rest]
+    counts = _global_counts(active, scores, ratio) if config.scope == "global" else {}
+    wanted: dict[str, float] = {}
+    for group in active:
+        own = config.ratios.get(group.name)
+        wanted[group.name] = counts.get(group.name, group.size * (1 - ratio)) if own is None else group.size * (1 - own)
+    for linked in graph.links:
+        shared = [wanted[name] for name in linked if name in wanted]
+        for name in linked:
+            if name in wanted:
+                wanted[name] = float(np.mean(shared))
+    steps = {group.name: _step(group, align) for group in active}
+    for linked in graph.links:
+        together = [name for name in linked if name in steps]
+        for name in together:
+            steps[name] = int(np.lcm.reduce([steps[other] for other in together]))
+    keep = {}
+    for group in graph.free:
+        if group.name in rest:
+            keep[group.name] = np.arange(group.size)
+            continue
+        minimum = -(-config.min_channels * group.size // max(group.channels, 1))
+        count = _round(wanted[group.name], steps[group.name], max(minimum, 1), group.size)
+        order = np.argsort(-scores[group.name], kind="stable")
+        keep[group.name] = np.sort(order[:count])
+    return keep
+
+
+def _step(group: Group, align: int) -> int:
+    """Return how many units make a width that is a multiple of `align`."""
+    width = max(group.channels // group.size, 1)
+    return align // gcd(align, width)
+
+
+def _round(wanted: float, step: int, minimum: int, size: int) -> int:
+    """Return the multiple of `step` nearest to the wanted count (ties keep more), or the full size."""
+    lower = int(wanted // step) * step
+    nearest = lower if wanted - lower < lower + step - wanted else lower + step
+    smallest = -(-minimum // step) * step
+    return min(max(nearest, smallest), size)
+
+
+def _global_counts(groups: list[Group], scores: Scores, ratio: float) -> dict[str, float]:
+    """Rank all units together by their score relative to the group's mean and return how many of each group stay."""
+    relative = [scores[group.name] / (scores[group.name].mean() + 1e-12) for group in groups]
+    total = sum(len(row) for row in relative)
+    remove = int(round(ratio * total))
+    ranked = np.sort(np.concatenate(relative))
+    threshold = ranked[remove] if remove < total else np.inf
+    return {group.name: float(max((row >= threshold).sum(), 1)) for group, row in zip(groups, relative, strict=True)}
+
+
+def _meet_macs(
+    graph: ChannelGraph, scores: Scores, config: PruneConfig, align: int, dense_macs: int
+) -> dict[str, np.ndarray]:
+    """Return the largest plan within the MACs budget, by bisection on the ratio."""
+    assert config.max_macs is not None
+    value, kind = parse_macs(config.max_macs)
+    limit = value if kind == "share" else value / dense_macs
+    low, high = 0.0, 0.999
+    best = _choose(graph, scores, config, align, high)
+    reached = remaining_macs(graph, best)
+    if reached > limit:
+        raise ConfigError(
+            f"max_macs = {config.max_macs} cannot be met: the narrowest plan still has {reached:.3f} of the MACs",
+            fix=f"ask for {reached:.2f}x or more, or  -s prune.align=1",
+        )
+    for _ in range(24):
+        middle = (low + high) / 2
+        tried = _choose(graph, scores, config, align, middle)
+        if remaining_macs(graph, tried) <= limit:
+            best, high = tried, middle
+        else:
+            low = middle
+    return best
+
+
+def remaining_macs(graph: ChannelGraph, keep: Mapping[str, Iterable[int]]) -> float:
+    """Return the share of the multiply-accumulates that a choice of units leaves, from the widths alone."""
+    masks = graph.masks(keep)
+    share = {dim: float(mask.mean()) for dim, mask in masks.items()}
+    total = sum(item.macs for item in graph.contractions) or 1
+    left = sum(
+        item.macs * np.prod([share.get((item.weight, axis), 1.0) for axis in range(len(graph.shapes[item.weight]))])
+        for item in graph.contractions
+    )
+    return float(left) / total
+
+
+def describe(inputs: tuple[torch.Tensor, ...]) -> tuple[TensorSpec, ...]:
+    """Return the specifications of example tensors; the first dimension is free."""
+    return tuple(
+        TensorSpec(
+            name=f"input{index}" if len(inputs) > 1 else "input",
+            shape=(None, *tensor.shape[1:]),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            low=float(tensor.min()) if tensor.numel() else 0.0,
+            high=float(tensor.max()) if tensor.numel() else 0.0,
+        )
+        for index, tensor in enumerate(inputs)
+    )
