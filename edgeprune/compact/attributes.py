@@ -1,0 +1,143 @@
+"""Attribute repair: after its tensors shrank, a module's own numbers must say so.
+
+torch's modules are repaired from the shapes of their tensors. The user's modules may hold sizes as plain integers
+(`self.channels`); those are guessed from the sizes that changed below them, and verification judges the guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeprune.graph.groups import Dim
+
+
+def repair_torch_(model: nn.Module) -> None:
+    """Set the attributes of torch's own modules from the shapes of their tensors, in place."""
+    for module in model.modules():
+        for kind, repair in _REPAIRS:
+            if isinstance(module, kind):
+                repair(module)
+                break
+
+
+def _conv(module: Any) -> None:
+    rows, columns = module.weight.shape[:2]
+    if module.transposed:
+        blocks = module.in_channels // module.groups
+        if module.groups > 1:
+            module.groups = rows // blocks if rows % blocks == 0 and blocks == 1 else module.groups
+        module.in_channels = rows
+        module.out_channels = columns * module.groups
+    else:
+        was_depthwise = module.groups == module.in_channels and module.groups > 1
+        if was_depthwise:
+            module.groups = rows // (module.out_channels // module.in_channels)
+        module.in_channels = columns * module.groups
+        module.out_channels = rows
+
+
+def _linear(module: Any) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _features(module: Any) -> None:
+    for name in ("weight", "running_mean"):
+        tensor = getattr(module, name, None)
+        if isinstance(tensor, torch.Tensor):
+            module.num_features = tensor.shape[0]
+
+
+def _group_norm(module: Any) -> None:
+    if module.weight is not None:
+        each = module.num_channels // module.num_groups
+        if module.num_groups == module.num_channels:
+            module.num_groups = module.weight.shape[0]
+        elif module.weight.shape[0] % module.num_groups:
+            module.num_groups = max(module.weight.shape[0] // each, 1)
+        module.num_channels = module.weight.shape[0]
+
+
+def _layer_norm(module: Any) -> None:
+    if module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _embedding(module: Any) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _prelu(module: Any) -> None:
+    module.num_parameters = module.weight.shape[0]
+
+
+_REPAIRS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
+    (nn.modules.conv._ConvNd, _conv),
+    (nn.Linear, _linear),
+    (nn.modules.batchnorm._NormBase, _features),
+    (nn.GroupNorm, _group_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    ((nn.Embedding, nn.EmbeddingBag), _embedding),
+    (nn.PReLU, _prelu),
+)
+
+
+def repair_sizes_(model: nn.Module, before: dict[str, tuple[int, ...]], changed: set[Dim]) -> int:
+    """Replace integers of the user's modules that equal a size which changed below them; return how many.
+
+    Args:
+        model: The network after its tensors shrank, changed in place.
+        before: Shapes of all tensors before, by name.
+        changed: The dimensions that shrank.
+    """
+    after = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
+    count = 0
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("torch.nn.modules") and not _holds_sizes(module):
+            continue
+        table = _sizes_below(path, before, after, changed)
+        for name, value in list(vars(module).items()):
+            if name.startswith("_") and not isinstance(module, nn.Unflatten):
+                continue
+            replaced = _replace(value, table)
+            if replaced is not value:
+                setattr(module, name, replaced)
+                count += 1
+    return count
+
+
+def _holds_sizes(module: nn.Module) -> bool:
+    return isinstance(module, nn.Unflatten)
+
+
+def _sizes_below(
+    path: str, before: dict[str, tuple[int, ...]], after: dict[str, tuple[int, ...]], changed: set[Dim]
+) -> dict[int, int]:
+    """Return old to new for sizes that changed to one value only below a module; the whole network if none did."""
+    found: dict[int, set[int]] = {}
+    prefix = f"{path}." if path else ""
+    for name, axis in changed:
+        if name.startswith(prefix) and name in after:
+            found.setdefault(before[name][axis], set()).add(after[name][axis])
+    if not found and path:
+        return _sizes_below(path.rpartition(".")[0], before, after, changed)
+    return {old: new.pop() for old, new in found.items() if len(new) == 1}
+
+
+def _replace(value: Any, table: dict[int, int]) -> Any:
+    """Return the value with sizes replaced; the very same object where nothing changes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return table.get(value, value)
+    if isinstance(value, tuple | list) and any(type(item) is int and item in table for item in value):
+        return type(value)(table.get(item, item) if type(item) is int else item for item in value)
+    return value
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }

@@ -1,0 +1,261 @@
+"""Eager compaction: the user's own module with the removed positions cut out of its tensors, verified.
+
+Owns slicing, rebuilding from plan and weights, and the comparison that every compaction must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgeprune.compact.attributes import repair_sizes_, repair_torch_
+from edgeprune.compact.reference import masked_copy, reference_outputs
+from edgeprune.errors import ConfigError, EdgePruneError, ModelError, ResolveError, VerificationError
+from edgeprune.graph import ChannelGraph
+from edgeprune.graph.capture import copy_model, output_tensors
+from edgeprune.graph.groups import Dim
+from edgeprune.pruning import PrunePlan
+from edgeprune.values import Check
+from edgeprune.workload import user_line
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compacted:
+    """A smaller network, how it was made, and the comparison it passed."""
+
+    model: nn.Module
+    check: Check
+    mode: Literal["eager"]
+
+
+def apply(
+    model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...], graph: ChannelGraph | None = None
+) -> Compacted:
+    """Return the network with the units a plan drops physically removed. The given network is not changed.
+
+    Args:
+        model: The dense network that the plan was made for, with any weights.
+        inputs: Example tensors; the compacted network is compared with the masked dense one on them.
+        graph: The channel groups, where they are already known.
+
+    Raises:
+        ConfigError: The plan does not fit the network.
+        ModelError: The smaller network cannot run; `where` is the user's line that expects the old size.
+        VerificationError: It runs, but differs from the masked dense network.
+    """
+    from edgeprune.compact.rehearse import analyse
+
+    graph = graph or analyse(model, inputs)
+    check_fits(graph, plan)
+    return compact(model, graph, plan.keep, inputs)
+
+
+def compact(
+    model: nn.Module, graph: ChannelGraph, keep: Mapping[str, tuple[int, ...]], inputs: tuple[torch.Tensor, ...]
+) -> Compacted:
+    """Remove all units but the kept ones; see `apply`."""
+    masks = graph.masks(keep)
+    masked = masked_copy(model, masks)
+    expected = reference_outputs(masked, graph, keep, inputs)
+    failures: list[EdgePruneError] = []
+    for guess in (False, True):
+        small = sliced(model, graph, masks, guess_sizes=guess)
+        if small is None:
+            continue
+        try:
+            check = compare(expected, _run(small, inputs), inputs, masked, small, graph, keep)
+        except EdgePruneError as error:
+            failures.append(error)
+        else:
+            small.train(model.training)
+            return Compacted(model=small, check=check, mode="eager")
+    raise failures[0]
+
+
+def compare(
+    expected: list[torch.Tensor],
+    found: list[torch.Tensor],
+    inputs: tuple[torch.Tensor, ...],
+    masked: nn.Module,
+    small: nn.Module,
+    graph: ChannelGraph,
+    keep: Mapping[str, tuple[int, ...]],
+) -> Check:
+    """Compare outputs; where float32 leaves doubt, repeat in float64.
+
+    Raises:
+        VerificationError: A shape differs, a value is not finite, or the difference exceeds the tolerance.
+    """
+    result = difference(expected, found)
+    if result.max_rel > TOLERANCE / 10 or not np.isfinite(result.max_rel):
+        precise = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
+        try:
+            reference = reference_outputs(copy_model(masked).double(), graph, keep, precise)
+            result = difference(reference, _run(copy_model(small).double(), precise))
+        except (RuntimeError, EdgePruneError):  # a network that fixes float32 is judged in float32
+            result = difference(expected, found)
+    if not result.passed:
+        raise VerificationError(
+            f"the compacted network differs from the masked dense one on {result.output}: "
+            f"max relative difference {result.max_rel:.1e}, limit {TOLERANCE:.0e}",
+            fix="keep the groups involved (edgeprune inspect lists them), or report the network",
+        )
+    return result
+
+
+def difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> Check:
+    """Return the largest difference over outputs, relative to the largest reference value of each output."""
+    if [tuple(tensor.shape) for tensor in expected] != [tuple(tensor.shape) for tensor in found]:
+        raise VerificationError(
+            f"the compacted network returns shapes {[tuple(t.shape) for t in found]}, "
+            f"the dense one {[tuple(t.shape) for t in expected]}"
+        )
+    worst = (0.0, 0.0, "output 0")
+    for index, (reference, value) in enumerate(zip(expected, found, strict=True)):
+        if reference.numel() == 0:
+            continue
+        a, b = reference.double(), value.double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        gap = float(torch.where(same, torch.zeros_like(a), (a - b).abs()).nan_to_num(nan=np.inf).max())
+        finite = a[a.isfinite()]
+        scale = max(float(finite.abs().max()) if finite.numel() else 0.0, 1e-6)
+        if gap / scale >= worst[1]:
+            worst = (gap, gap / scale, f"output {index}")
+    return Check(
+        name="compacted network against masked dense network",
+        inputs="example inputs",
+        batch_size=int(expected[0].shape[0]) if expected and expected[0].dim() else 1,
+        max_abs=worst[0],
+        max_rel=worst[1],
+        tolerance=TOLERANCE,
+        output=worst[2],
+        passed=worst[1] <= TOLERANCE,
+    )
+
+
+def _run(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    try:
+        with torch.inference_mode():
+            return output_tensors(model(*inputs))
+    except Exception as error:
+        raise ModelError(
+            f"the smaller network cannot run: {type(error).__name__}: {error}",
+            where=user_line(error, type(model).__name__),
+            fix="take sizes from the tensor (x.shape, torch.flatten(x, 1)) instead of writing them as numbers",
+        ) from error
+
+
+def sliced(
+    model: nn.Module, graph: ChannelGraph, masks: Mapping[Dim, NDArray[np.bool_]], guess_sizes: bool
+) -> nn.Module | None:
+    """Return a copy of the network with its tensors cut and its attributes repaired.
+
+    Args:
+        guess_sizes: Also replace integers in the user's modules that equal a changed size. None when there is none.
+    """
+    small = copy_model(model).eval()
+    shapes = dict(graph.shapes)
+    for names in graph.names.values():
+        shapes.update({name: graph.shapes[names[0]] for name in names})
+    by_tensor: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    for (name, axis), mask in masks.items():
+        by_tensor.setdefault(name, {})[axis] = mask
+    for name, cuts in by_tensor.items():
+        _cut_(small, graph.names[name], cuts)
+    repair_torch_(small)
+    changed = {(alias, axis) for name, axis in masks for alias in graph.names[name]}
+    if guess_sizes and not repair_sizes_(small, shapes, changed):
+        return None
+    return small
+
+
+def _cut_(model: nn.Module, names: tuple[str, ...], cuts: Mapping[int, NDArray[np.bool_]]) -> None:
+    """Replace a tensor, under all its names, by its kept positions."""
+    path, _, attribute = names[0].rpartition(".")
+    old = getattr(model.get_submodule(path), attribute)
+    value = old.detach()
+    for axis, mask in cuts.items():
+        value = value.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
+    if value.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
+        value = value.contiguous(memory_format=torch.channels_last)
+    new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    for name in names:
+        path, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(path), attribute, new)
+
+
+def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
+    """Check that every group of a plan exists in the graph, is free and has the planned number of units.
+
+    Raises:
+        ConfigError: It does not, or groups that must stay equal do not.
+    """
+    free = {group.name: group for group in graph.free}
+    pinned = {group.name: group for group in graph.groups if group.pinned is not None}
+    for name, entry in plan.groups.items():
+        if name in free and free[name].size == entry.units:
+            continue
+        if len(entry.keep) == entry.units and name not in free:
+            continue
+        if name in free:
+            raise ConfigError(f"the plan has {entry.units} units for group '{name}', the network {free[name].size}")
+        why = f"is pinned: {pinned[name].pinned}" if name in pinned else "does not exist in this network"
+        raise ConfigError(f"the plan prunes group '{name}', which {why}", fix="edgeprune prune makes a new plan")
+    for linked in graph.links:
+        counts = {name: len(plan.groups[name].keep) if name in plan.groups else free[name].size for name in linked}
+        if len(set(counts.values())) > 1:
+            raise ConfigError(
+                f"groups that must keep the same number of units do not: {counts}",
+                fix="keep equally many of each",
+            )
+
+
+def rebuild(
+    model: nn.Module, plan: PrunePlan, weights: Mapping[str, torch.Tensor], inputs: tuple[torch.Tensor, ...]
+) -> nn.Module:
+    """Return the pruned network from a fresh dense one, a plan and the pruned weights.
+
+    Raises:
+        ConfigError: The plan does not fit the network.
+        ResolveError: The weights do not fit the pruned network.
+    """
+    small = apply(model, plan, inputs).model
+    load_pruned_(small, weights)
+    return small
+
+
+def load_pruned_(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load weights into a pruned network, in place; shared tensors may be given under any of their names.
+
+    Raises:
+        ResolveError: A tensor is missing, unknown or has another shape.
+    """
+    state = model.state_dict()
+    unknown = sorted(set(weights) - set(state))
+    missing = sorted(set(state) - set(weights) - _shared(state, weights))
+    if unknown or missing:
+        raise ResolveError(f"weights do not fit the pruned network: missing {missing[:3]}, unknown {unknown[:3]}")
+    for name, tensor in weights.items():
+        if state[name].shape != tensor.shape:
+            raise ResolveError(
+                f"weights do not fit the pruned network: {name} is {tuple(tensor.shape)}, "
+                f"the plan gives {tuple(state[name].shape)}",
+                fix="use the plan that was saved next to these weights",
+            )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            state[name].copy_(tensor)
+
+
+def _shared(state: Mapping[str, torch.Tensor], weights: Iterable[str]) -> set[str]:
+    """Return the names whose storage is also known under a given name."""
+    given = {state[name].data_ptr() for name in weights if name in state}
+    return {name for name, tensor in state.items() if tensor.data_ptr() in given}
