@@ -24,7 +24,6 @@ import platform
 import random
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import threading
@@ -41,6 +40,7 @@ SENTINEL = "EDGEPRUNE_RESULT"
 COLD_RUNS = 3  # inferences in a memory measurement
 PROGRESS_EVERY_S = 0.5
 TensorInfo = Tuple[str, Tuple[Optional[int], ...], str]
+_Limits = Tuple[int, float, float, int]  # least rounds, least seconds, most seconds, rounds kept
 
 PIP_LINES = {
     ".onnx": "python -m pip install onnxruntime",
@@ -275,8 +275,8 @@ def time_artifacts(request: dict[str, Any]) -> dict[str, Any]:
     gc.collect()
     gc.disable()
     cap_s, min_s = float(request["max_seconds"]), float(request["min_seconds"]) * len(files)
-    _rounds(files, rng, threads, int(request["warmup_runs"]), float(request["warmup_seconds"]), cap_s, 1)
-    timed = _rounds(files, rng, threads, int(request["min_runs"]), min_s, cap_s, int(request["keep_runs"]))
+    _rounds(files, rng, threads, (int(request["warmup_runs"]), float(request["warmup_seconds"]), cap_s, 1))
+    timed = _rounds(files, rng, threads, (int(request["min_runs"]), min_s, cap_s, int(request["keep_runs"])))
     gc.enable()
     return {
         "runtime": _runtime_facts(files[0].file, threads),
@@ -310,20 +310,20 @@ def _open(artifact: dict[str, Any], threads: int, seed: int) -> _Opened:
     arrays = random_inputs(file.inputs, artifact["inputs"], seed)
     file.prepare(arrays)
     start = time.perf_counter()
-    file.invoke()
+    try:
+        file.invoke()
+    except Exception as error:
+        shapes = ", ".join(f"{info[0]} {array.shape}" for info, array in zip(file.inputs, arrays))
+        text = " ".join(str(error).split())[:500]
+        raise AgentError(
+            "artifact", f"{artifact['path']} fails on random inputs ({shapes}): {text}"
+        ) from error
     return _Opened(str(artifact["id"]), file, arrays, load_s, time.perf_counter() - start)
 
 
-def _rounds(
-    files: Sequence[_Opened],
-    rng: random.Random,
-    threads: int,
-    min_rounds: int,
-    min_s: float,
-    cap_s: float,
-    keep: int,
-) -> dict[str, Any]:
+def _rounds(files: list[_Opened], rng: random.Random, threads: int, limits: _Limits) -> dict[str, Any]:
     """Run rounds until both minima are met or the cap has passed; return the kept samples in nanoseconds."""
+    min_rounds, min_s, cap_s, keep = limits
     cpu_clock: Callable[[], int] = time.thread_time_ns if threads == 1 else time.process_time_ns
     wall_clock = time.perf_counter_ns
     kept: list[list[tuple[int, int, int]]] = [[] for _ in files]
@@ -516,8 +516,6 @@ def peak_rss_bytes() -> int | None:
 
 
 def _throttled() -> str | None:
-    if shutil.which("vcgencmd") is None:
-        return None
     try:
         answer = subprocess.run(["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
