@@ -1,0 +1,4 @@
+"""Show results: plain text tables for the console, one self-contained HTML file for everything else.
+
+Owns how numbers and verdicts look. Works on the dict form of results only; runs nothing and imports no torch.
+"""

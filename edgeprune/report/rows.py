@@ -1,0 +1,147 @@
+"""The parts of a result that belong together: each artifact with its measurement and its comparison.
+
+Owns the joining of `artifacts`, `measurements` and `comparisons`, the choice of the leading metric, and the
+Pareto front. Formats nothing; the text tables and the HTML report both read these rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeprune.values import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One artifact as timed with one number of threads. What was not measured is `None`."""
+
+    name: str
+    role: str
+    format: str
+    size_bytes: int | None
+    metrics: dict[str, float | None]
+    measurement: Json | None
+    comparison: Json | None
+
+    @property
+    def latency(self) -> Json:
+        """The latency fields, an empty dict where the measurement is missing or failed."""
+        return (self.measurement or {}).get("latency") or {}
+
+    @property
+    def threads(self) -> int | None:
+        return ((self.measurement or {}).get("runtime") or {}).get("threads")
+
+    @property
+    def quality(self) -> str | None:
+        """`ok`, `noisy`, `failed`, or None without a measurement."""
+        return (self.measurement or {}).get("quality")
+
+    @property
+    def problem(self) -> str | None:
+        """Why the measurement failed or is not to be trusted, in one line; None when it is sound."""
+        if self.measurement is None or self.quality == "ok":
+            return None
+        reasons = [str(reason) for reason in self.measurement.get("reasons") or []]
+        error = self.measurement.get("error")
+        if error:
+            reasons.append(str(error.get("message", error)) if isinstance(error, dict) else str(error))
+        return "; ".join(dict.fromkeys(reasons)) or f"{self.quality}, no reason recorded"
+
+
+def join(
+    artifacts: Sequence[Json], measurements: Sequence[Json], comparisons: Sequence[Json] = ()
+) -> tuple[Row, ...]:
+    """Return one row for each artifact and number of threads, baseline before model within each format.
+
+    Args:
+        artifacts: Entries of `result["artifacts"]`; may be empty, the rows then come from the measurements
+        alone. measurements: Measurement dicts; a later one replaces an earlier one of the same artifact and
+        threads. comparisons: Comparison dicts, attached to their row by `row_id`.
+    """
+    latest = {_key(item): item for item in measurements}
+    compared = {item["row"]: item for item in comparisons}
+    rows = []
+    for entry in artifacts:
+        artifact = entry["artifact"]
+        place = (artifact["sha256"], entry["role"])
+        own = [item for key, item in latest.items() if (key[0], key[2]) == place]
+        for item in own or (None,):
+            rows.append(_row(artifact, entry["role"], entry.get("metrics"), item, compared))
+    known = {entry["artifact"]["sha256"] for entry in artifacts}
+    for item in latest.values():
+        if item["artifact"]["sha256"] not in known:
+            rows.append(_row(item["artifact"], item["role"], None, item, compared))
+    formats = list(dict.fromkeys(row.format for row in rows))
+    roles = {"baseline": 0, "model": 1}
+    return tuple(
+        sorted(rows, key=lambda row: (formats.index(row.format), row.threads or 0, roles.get(row.role, 2)))
+    )
+
+
+def _key(measurement: Json) -> tuple[str, int | None, str]:
+    return (
+        measurement["artifact"]["sha256"],
+        (measurement.get("runtime") or {}).get("threads"),
+        measurement["role"],
+    )
+
+
+def _row(
+    artifact: Json, role: str, metrics: Json | None, measurement: Json | None, compared: dict[str, Json]
+) -> Row:
+    path = str(artifact.get("name") or artifact.get("path") or "?")
+    return Row(
+        name=path.replace("\\", "/").rpartition("/")[2],
+        role=role,
+        format=artifact["format"],
+        size_bytes=artifact.get("size_bytes"),
+        metrics=dict(metrics or {}),
+        measurement=measurement,
+        comparison=compared.get(measurement["row_id"]) if measurement else None,
+    )
+
+
+def rows_of(result: Json) -> tuple[Row, ...]:
+    """Return the rows of one `result.json`."""
+    return join(result["artifacts"], result["measurements"], result["comparisons"])
+
+
+def metric_names(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return the metrics that any row has, in the order of their first appearance."""
+    return tuple(dict.fromkeys(name for row in rows for name in row.metrics))
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether small values of a metric are good: its name ends in `_loss` or `_error`."""
+    return metric.endswith(("_loss", "_error")) or metric in ("loss", "error")
+
+
+def front(points: Sequence[tuple[float, float]], smaller_second: bool) -> tuple[int, ...]:
+    """Return the indices of the points that no other point beats on both axes, by rising first coordinate.
+
+    Args:
+        points: Pairs; a small first coordinate is always good, a second one when `smaller_second` is true.
+    """
+    sign = 1.0 if smaller_second else -1.0
+    chosen: list[int] = []
+    best = float("inf")
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], sign * points[i][1])):
+        if sign * points[index][1] < best:
+            best = sign * points[index][1]
+            chosen.append(index)
+    return tuple(chosen)
+
+
+def place_of(measurement: Json) -> tuple[str, str, Any, str]:
+    """Return what two measurements must share for their latencies to be comparable across runs.
+
+    It is the target's name, the device's own name or model, the threads and the clock.
+    """
+    target, device = measurement.get("target"), measurement.get("device") or {}
+    name = target.get("name") if isinstance(target, dict) else target
+    cpu = device.get("cpu") or device.get("model") or device.get("name") or ""
+    clock = (measurement.get("latency") or {}).get("clock") or "wall"
+    return str(name), str(cpu), (measurement.get("runtime") or {}).get("threads"), str(clock)

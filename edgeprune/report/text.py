@@ -1,0 +1,188 @@
+"""Plain text tables for the console: pure functions from dicts to text, aligned and aware of the width.
+
+Owns the layout of text. Prints nothing, colours nothing. A table that is wider than the terminal is written
+as one block of `name value` lines for each row, so that nothing is cut off or left out.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from edgeprune.report import quantities as q
+from edgeprune.report.rows import Row, join, metric_names, rows_of
+from edgeprune.values import Json
+
+GAP = "  "
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, width: int = 100) -> str:
+    """Return an aligned table, each line starting with one space.
+
+    Args:
+        header: Column titles; the first one may be empty.
+        rows: Cells, as many in each row as there are titles.
+        align: One letter for each column, `l` or `r`.
+        width: Columns of the terminal. Where the table does not fit, each row becomes a block of lines.
+    """
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    if 1 + sum(widths) + len(GAP) * (len(widths) - 1) > width:
+        return "\n".join(_block(header, row, width) for row in rows)
+    lines = []
+    for line in (header, *rows):
+        cells = [
+            text.rjust(size) if side == "r" else text.ljust(size)
+            for text, size, side in zip(line, widths, align, strict=True)
+        ]
+        lines.append((" " + GAP.join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def _block(header: Sequence[str], row: Sequence[str], width: int) -> str:
+    """Write one row as its first cell and an indented line for each other cell that is not empty."""
+    label = max(len(title) for title in header[1:]) if len(header) > 1 else 0
+    lines = [f" {row[0]}"]
+    for title, cell in zip(header[1:], row[1:], strict=True):
+        if cell:
+            lines += _wrap(f"   {title.ljust(label)}{GAP}{cell}", width, "     ")
+    return "\n".join(lines)
+
+
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    """Break a line at blanks, never inside a word such as a path or a name."""
+    return textwrap.wrap(
+        text,
+        max(width, 20),
+        subsequent_indent=indent,
+        drop_whitespace=True,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    ) or [text]
+
+
+def compress_table(result: Json, width: int = 100) -> str:
+    """Return the final table of `compress`: size, metrics and latency of every artifact."""
+    return _artifacts(rows_of(result), width)
+
+
+def bench_table(measurements: Sequence[Json], comparisons: Sequence[Json], width: int = 100) -> str:
+    """Return the table of `bench` and `compare`: as `compress_table`, without metrics."""
+    return _artifacts(join((), measurements, comparisons), width)
+
+
+def _artifacts(rows: Sequence[Row], width: int) -> str:
+    names = metric_names(rows)
+    threads = len({row.threads for row in rows if row.threads is not None}) > 1
+    times = q.time_unit(row.latency.get("p50_s") for row in rows)
+    sizes = q.size_unit(row.size_bytes for row in rows)
+    header = ["", "size", *names, *(["threads"] if threads else []), "latency p50", "p90", "vs baseline"]
+    align = "lr" + "r" * len(names) + ("r" if threads else "") + "lrl"
+    cells = []
+    for row in rows:
+        line = [row.name, q.size(row.size_bytes, sizes)]
+        line += [q.metric(row.metrics.get(name)) for name in names]
+        line += [str(row.threads or "-")] if threads else []
+        cells.append([*line, _p50(row, times), _p90(row, times), against_baseline(row)])
+    _align_spread(cells, len(header) - 3)
+    parts = [table(header, cells, align, width)]
+    for row in rows:
+        if row.problem:
+            parts += _wrap(f" {row.name} {row.quality}: {row.problem}", width, "   ")
+    return "\n".join(parts)
+
+
+def _p50(row: Row, unit: q.Unit) -> str:
+    if row.quality == "failed":
+        return "failed"
+    p50, interval = row.latency.get("p50_s"), row.latency.get("ci95_s")
+    text = f"{q.duration(p50, unit)} {q.plus_minus(p50, interval, unit)}".rstrip()
+    if row.latency.get("clock") == "cpu":
+        text += " (CPU time)"
+    return f"{text} noisy" if row.quality == "noisy" else text
+
+
+def _p90(row: Row, unit: q.Unit) -> str:
+    return "" if row.quality == "failed" else q.duration(row.latency.get("p90_s"), unit)
+
+
+def _align_spread(cells: list[list[str]], column: int) -> None:
+    """Pad the leading numbers of a column, so that units and intervals stand below each other."""
+    heads = [len(line[column].partition(" ")[0]) for line in cells if line[column][:1].isdigit()]
+    for line in cells:
+        if line[column][:1].isdigit():
+            head, _, tail = line[column].partition(" ")
+            line[column] = f"{head.rjust(max(heads))} {tail}".rstrip()
+
+
+def against_baseline(row: Row) -> str:
+    """Return what the comparison of a row says: `3.19x ± 0.05 faster`, `1.00x` for the baseline itself."""
+    if row.role == "baseline" and row.comparison is None:
+        return "1.00x" if row.latency.get("p50_s") is not None else ""
+    if row.comparison is None:
+        return "" if row.measurement is None or row.quality == "failed" else "not compared"
+    return f"{q.ratio(row.comparison['ratio'], row.comparison.get('ci95'))} {row.comparison['verdict']}"
+
+
+def inspect_table(network: Json, groups: Sequence[Json], width: int = 100) -> str:
+    """Return what `inspect` shows: the network, its channel groups and which of them can be pruned.
+
+    Args:
+        network: `name`, `params`, `macs`, `size_bytes` (float32 parameters), `inputs` (TensorSpec dicts) and,
+            where known, `prunable_share`: the fraction of MACs in which some prunable group takes part.
+        groups: `name`, `channels`, `tensors` (names or their number), `pinned` (reason or None), `where`,
+            `fix` and `macs_share` (fraction or None) of every channel group.
+        width: Columns of the terminal.
+    """
+    lines = _wrap(network_line(network), width, "  ")
+    cells = []
+    for group in groups:
+        tensors = group.get("tensors")
+        tied = "-" if tensors is None else str(tensors if isinstance(tensors, int) else len(tensors))
+        place = f" at {group['where']}" if group.get("where") else ""
+        prunable = "yes" if group["pinned"] is None else f"no   {group['pinned']}{place}"
+        cells.append([group["name"], str(group["channels"]), tied, _share(group.get("macs_share")), prunable])
+    if cells:
+        lines.append(
+            table(["group", "channels", "tied tensors", "share of MACs", "prunable"], cells, "lrrrl", width)
+        )
+    free = [group for group in groups if group["pinned"] is None]
+    summary = f"{len(groups)} group{'' if len(groups) == 1 else 's'}, {len(free)} prunable"
+    if network.get("prunable_share") is not None:
+        summary += f", covering {q.share(network['prunable_share'])} of MACs"
+    lines.append(summary)
+    for group in groups:
+        if group["pinned"] is not None and group.get("fix"):
+            lines += _wrap(f"to prune {group['name']} too: {group['fix']}", width, "  ")
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else q.share(value)
+
+
+def network_line(network: Json) -> str:
+    """Return a network in one line: name, parameters, MACs, size and inputs."""
+    inputs = ", ".join(f"{q.shape(spec['shape'])} {spec['dtype']}" for spec in network.get("inputs") or ())
+    parts = [str(network["name"]), f"{q.count(network.get('params'))} params", q.macs(network.get("macs"))]
+    parts += [f"{q.size(network.get('size_bytes'))} float32", f"inputs {inputs}" if inputs else ""]
+    return GAP.join(part for part in parts if part)
+
+
+def checks_table(checks: Sequence[Json], width: int = 100) -> str:
+    """Return the table of `verify`: one line for each comparison, failed ones marked."""
+    cells = [
+        [
+            check["name"],
+            check["inputs"],
+            str(check["batch_size"]),
+            q.difference(check["max_abs"]),
+            q.difference(check["max_rel"]),
+            q.difference(check["tolerance"]),
+            "equal" if check["passed"] else f"DIFFERS on {check['output']}",
+        ]
+        for check in checks
+    ]
+    return table(
+        ["check", "inputs", "batch", "max |diff|", "relative", "limit", "result"], cells, "llrrrrl", width
+    )

@@ -1,0 +1,244 @@
+"""Results for the tests of the report: plausible, seeded, and changed by each test as it needs."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+Json = dict[str, Any]
+SCHEMA = 1
+
+
+def spec(name: str, shape: list[int | None]) -> Json:
+    return {"name": name, "shape": shape, "dtype": "float32", "low": 0.0, "high": 1.0}
+
+
+def check(name: str, inputs: str, size: int, difference: float, passed: bool = True) -> Json:
+    return {
+        "name": name,
+        "inputs": inputs,
+        "batch_size": size,
+        "max_abs": difference * 3,
+        "max_rel": difference,
+        "tolerance": 1e-4,
+        "output": "logits",
+        "passed": passed,
+    }
+
+
+def artifact(role: str, kind: str, size_bytes: int) -> Json:
+    return {
+        "path": f"runs/digits-r50/{role}.{kind}",
+        "format": kind,
+        "precision": "fp32",
+        "sha256": f"{role}-{kind}".encode().hex().ljust(64, "0"),
+        "size_bytes": size_bytes,
+        "inputs": [spec("x", [None if kind == "onnx" else 1, 1, 8, 8])],
+        "outputs": [spec("logits", [None if kind == "onnx" else 1, 10])],
+        "metadata": {"edgeprune": "0.1.0"},
+    }
+
+
+def samples(rng: random.Random, p50_s: float, processes: int, runs: int) -> list[Json]:
+    """Per process: a slightly different centre, a short warm tail, and now and then a preempted run."""
+    out = []
+    for process in range(processes):
+        centre = p50_s * rng.uniform(0.985, 1.02)
+        wall, cpu = [], []
+        for run in range(runs):
+            seconds = centre * (1 + abs(rng.gauss(0, 0.015)) + 0.04 * math.exp(-run / 6))
+            lost = centre * rng.uniform(0.3, 6) if rng.random() < 0.03 else 0.0
+            wall.append(round(seconds + lost, 9))
+            cpu.append(round(seconds * rng.uniform(0.99, 1.0), 9))
+        out.append({"process": process, "wall_s": wall, "cpu_s": cpu})
+    return out
+
+
+def measurement(item: Json, role: str, p50_s: float, *, runs: int = 60, seed: int = 0) -> Json:
+    rng = random.Random(f"{item['path']} {seed}")
+    onnx = item["format"] == "onnx"
+    state = {"governor": None, "cpu_hz": [2.1e9, 2.1e9], "temperatures_c": [], "load_1m": 0.42}
+    return {
+        "schema_version": SCHEMA,
+        "row_id": f"{role}-{item['format']}-{seed}",
+        "occasion_id": f"occasion-{seed}",
+        "time": "2026-11-20T10:21:07+00:00",
+        "role": role,
+        "artifact": {
+            "name": item["path"].rpartition("/")[2],
+            **{key: item[key] for key in ("sha256", "size_bytes", "format", "precision", "path")},
+        },
+        "target": "host",
+        "device": {"name": "workbench", "cpu": "Intel Xeon 2.10 GHz", "cores": 2, "kernel": "Linux 6.18"},
+        "runtime": {
+            "name": "onnxruntime" if onnx else "tflite",
+            "version": "1.32.0" if onnx else "2.3.0",
+            "threads": 1,
+        },
+        "method": {"processes": 5, "min_runs": 50, "min_seconds": 1.0, "clean_share_minimum": 0.8},
+        "latency": {
+            "p10_s": p50_s * 0.98,
+            "p50_s": p50_s,
+            "p90_s": p50_s * 1.05,
+            "p99_s": p50_s * 2.3,
+            "min_s": p50_s * 0.96,
+            "mean_s": p50_s * 1.1,
+            "n": 5 * runs,
+            "clean_share": 0.97,
+            "ci95_s": [p50_s * 0.991, p50_s * 1.008],
+            "clock": "wall",
+        },
+        "cpu": {"p50_s": p50_s * 0.996},
+        "cold": {"import_s": 0.11, "load_s": 0.004, "first_s": p50_s * 9},
+        "memory": {"rss_before_bytes": 41_000_000, "peak_rss_bytes": 48_500_000},
+        "env": {"before": state, "after": {**state, "load_1m": 0.61}},
+        "quality": "ok",
+        "reasons": [],
+        "aa": {"ratio": 1.003, "ci95": [0.995, 1.01]},
+        "samples": samples(rng, p50_s, 5, runs),
+        "error": None,
+    }
+
+
+def comparison(baseline: Json, other: Json) -> Json:
+    ratio = baseline["latency"]["p50_s"] / other["latency"]["p50_s"]
+    return {
+        "baseline_row": baseline["row_id"],
+        "row": other["row_id"],
+        "format": other["artifact"]["format"],
+        "threads": 1,
+        "clock": "wall",
+        "ratio": ratio,
+        "ci95": [ratio * 0.985, ratio * 1.015],
+        "threshold": 0.03,
+        "noise_floor": 0.01,
+        "verdict": "faster" if ratio > 1.03 else "slower" if ratio < 0.97 else "no difference shown",
+        "size_ratio": baseline["artifact"]["size_bytes"] / other["artifact"]["size_bytes"],
+    }
+
+
+GROUPS = (
+    ("stem.0", 64, 32, None, None, 0.79),
+    ("block1.conv1", 64, 32, None, None, 0.90),
+    ("down.pointwise", 128, 64, None, None, 0.09),
+    ("classify", 10, 10, "model output", "workload.py:72", 0.0003),
+)
+
+
+def groups() -> list[Json]:
+    return [
+        {
+            "name": name,
+            "units_before": before,
+            "units_after": after,
+            "channels_before": before,
+            "channels_after": after,
+            "pinned": pinned,
+            "where": where,
+            "fix": None,
+            "statistics": False,
+            "params": before * 590,
+            "macs_share": macs_share,
+        }
+        for name, before, after, pinned, where, macs_share in GROUPS
+    ]
+
+
+def history(epochs: int = 3) -> list[Json]:
+    return [
+        {
+            "epoch": epoch,
+            "train": {"loss": 0.21 / (epoch + 0.4)},
+            "validation": {"top1": 0.985 - 0.012 / epoch, "cross_entropy_loss": 0.16 / (epoch + 0.6)},
+            "lr": 1e-3 * (1 - epoch / (epochs + 1)),
+            "seconds": 1.4,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def result(name: str = "digits-r50", ratio: float = 0.5, scale: float = 0.36, top1: float = 0.9861) -> Json:
+    """A whole run: dense and pruned network, two formats, verified, measured and compared."""
+    dense = {"onnx": (428_240, 67.9e-6), "tflite": (415_896, 88.4e-6)}
+    artifacts, measured = [], []
+    for kind, (size_bytes, p50_s) in dense.items():
+        for role, share in (("baseline", 1.0), ("model", scale)):
+            item = artifact(role, kind, round(size_bytes * share))
+            noise = 1.4e-7 if kind == "onnx" else 4.6e-7
+            artifacts.append(
+                {
+                    "role": role,
+                    "artifact": item,
+                    "checks": [
+                        check("artifact equals network", "user inputs", 1, noise),
+                        check("artifact equals network", "random", 1, noise * 1.7),
+                        check("artifact equals network", "random", 4, noise * 1.2),
+                        check("second sample in one interpreter", "random", 1, noise * 1.1),
+                    ],
+                    "metrics": {"top1": 0.9944 if role == "baseline" else top1},
+                    "metrics_source": "test_data",
+                }
+            )
+            measured.append(measurement(item, role, p50_s * share**0.9, seed=round(1000 * ratio)))
+    return {
+        "schema_version": SCHEMA,
+        "edgeprune": "0.1.0",
+        "created": "2026-11-20T10:21:30+00:00",
+        "name": name,
+        "workload": {"name": "digits", "source": "workload.py"},
+        "settings": {
+            "workload": "workload.py",
+            "target": "host",
+            "seed": 0,
+            "prune": {"ratio": ratio, "criterion": "l2", "scope": "local", "align": 16, "keep": []},
+            "finetune": {"epochs": 3, "optimizer": "adamw", "lr": 0.001, "metric": None},
+            "bench": {"threads": [1], "processes": 5},
+        },
+        "target": {"name": "host", "description": "this machine", "align": 16, "transport": "local"},
+        "network": {
+            "name": "DigitsNet",
+            "params": {"dense": 103_178, "pruned": round(103_178 * scale**1.3)},
+            "macs": {"dense": 5_236_000, "pruned": round(5_236_000 * scale**1.3)},
+            "size_bytes": {"dense": 412_712, "pruned": round(412_712 * scale**1.3)},
+            "inputs": [spec("x", [None, 1, 8, 8])],
+        },
+        "groups": groups(),
+        "metrics": {
+            "dense": {"top1": 0.9917, "cross_entropy_loss": 0.041},
+            "pruned": {"top1": 0.4125, "cross_entropy_loss": 1.92},
+            "recalibrated": {"top1": 0.9208, "cross_entropy_loss": 0.31},
+            "finetuned": {"top1": 0.981, "cross_entropy_loss": 0.044},
+        },
+        "history": history(),
+        "best_epoch": 3,
+        "artifacts": artifacts,
+        "compaction": {"mode": "eager", "check": check("pruned equals masked", "user inputs", 1, 8e-8)},
+        "measurements": measured,
+        "comparisons": [comparison(measured[0], measured[1]), comparison(measured[2], measured[3])],
+        "verdict": {
+            "text": "2.5x faster (onnx), 2.5x faster (tflite), 2.8x smaller, top1 -0.008",
+            "passed": True,
+            "budgets": [],
+        },
+        "notices": [],
+        "environment": {
+            "python": "3.11.7",
+            "platform": "Linux-6.18-x86_64-glibc2.36",
+            "cpu": "Intel Xeon 2.10 GHz",
+            "cores": 2,
+            "packages": {
+                "torch": "2.13.0",
+                "onnxruntime": "1.32.0",
+                "ai-edge-litert": "2.3.0",
+                "numpy": "2.4.6",
+            },
+        },
+        "reproduce": ["edgeprune compress workload.py --ratio 0.5 --target host"],
+        "stages": [
+            {"name": "prune", "seconds": 0.6, "state": "done"},
+            {"name": "finetune", "seconds": 4.4, "state": "done"},
+            {"name": "export", "seconds": 14.2, "state": "done"},
+            {"name": "bench", "seconds": 21.0, "state": "done"},
+        ],
+    }
