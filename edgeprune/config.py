@@ -9,7 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,7 +31,7 @@ class PruneConfig(Section):
     max_macs: str | None = None
     criterion: str = "l2"
     scope: Literal["global", "local"] = "local"
-    align: int | Literal["target"] = Field("target")
+    align: Annotated[int, Field(ge=1)] | Literal["target"] = "target"
     min_channels: int = Field(1, ge=1)
     keep: tuple[str, ...] = ()
     ratios: dict[str, float] = Field(default_factory=dict)
@@ -100,9 +100,7 @@ class RunConfig(Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def load_config(
-    path: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
-) -> RunConfig:
+def load_config(path: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
     """Return the settings of a TOML file, changed by `section.key=value` overrides and then by flag values.
 
     Args:

@@ -59,7 +59,10 @@ def apply(
 
 
 def compact(
-    model: nn.Module, graph: ChannelGraph, keep: Mapping[str, tuple[int, ...]], inputs: tuple[torch.Tensor, ...]
+    model: nn.Module,
+    graph: ChannelGraph,
+    keep: Mapping[str, tuple[int, ...]],
+    inputs: tuple[torch.Tensor, ...],
 ) -> Compacted:
     """Remove all units but the kept ones; see `apply`."""
     masks = graph.masks(keep)
@@ -75,7 +78,8 @@ def compact(
         except EdgePruneError as error:
             failures.append(error)
         else:
-            small.train(model.training)
+            for mine, original in zip(small.modules(), model.modules(), strict=True):
+                mine.training = original.training
             return Compacted(model=small, check=check, mode="eager")
     raise failures[0]
 
@@ -164,7 +168,7 @@ def sliced(
     small = copy_model(model).eval()
     shapes = dict(graph.shapes)
     for names in graph.names.values():
-        shapes.update({name: graph.shapes[names[0]] for name in names})
+        shapes.update(dict.fromkeys(names, graph.shapes[names[0]]))
     by_tensor: dict[str, dict[int, NDArray[np.bool_]]] = {}
     for (name, axis), mask in masks.items():
         by_tensor.setdefault(name, {})[axis] = mask

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import VerificationError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import _bind, copy_model, output_tensors
+from edgeprune.graph.capture import bind, copy_model, output_tensors
 from edgeprune.graph.groups import Dim
 
 Masks = dict[tuple[str, int], NDArray[np.bool_]]
@@ -27,8 +27,8 @@ Masks = dict[tuple[str, int], NDArray[np.bool_]]
 def masked_copy(model: nn.Module, masks: Mapping[Dim, NDArray[np.bool_]]) -> nn.Module:
     """Return a copy of the dense network in evaluation mode with the removed positions of its tensors zeroed."""
     copied = copy_model(model).eval()
-    tensors = dict(copied.named_parameters(remove_duplicate=False))
-    tensors.update(copied.named_buffers(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = dict(copied.named_buffers(remove_duplicate=False))
+    tensors.update(copied.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for (name, axis), mask in masks.items():
             index = torch.from_numpy(np.flatnonzero(~mask)).to(tensors[name].device)
@@ -51,7 +51,7 @@ def reference_outputs(
     alive = graph.alive(keep)
     marks: dict[int, tuple[str, Masks]] = {}
     for statistic in graph.statistics:
-        found = {key: alive[units].all(axis=0) for key, units in statistic.units.items()}
+        found = {key: np.asarray(alive[units].all(axis=0)) for key, units in statistic.units.items()}
         found = {key: mask for key, mask in found.items() if not mask.all()}
         if found:
             marks[statistic.call] = (statistic.name, found)
@@ -59,11 +59,11 @@ def reference_outputs(
         return output_tensors(masked(*inputs))
 
 
-class _MaskedCalls(TorchDispatchMode):  # type: ignore[misc]
+class _MaskedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts calls as the recorder did and computes the marked ones over kept positions."""
 
     def __init__(self, marks: Mapping[int, tuple[str, Masks]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._marks = marks
         self._index = -1
 
@@ -81,7 +81,7 @@ class _MaskedCalls(TorchDispatchMode):  # type: ignore[misc]
                 f"the network called {base} where it called {name} before: its forward is not repeatable",
                 fix="take randomness and data-dependent choices out of forward",
             )
-        bound = _bind(func, args, kwargs)
+        bound = bind(func, args, kwargs)
         for argument in {argument for argument, _ in masks}:
             bound[argument] = _blank(bound[argument], argument, masks, _NEUTRAL.get(name, 0.0))
         if name in _MASKED:
@@ -117,11 +117,11 @@ def _blank(tensor: torch.Tensor, argument: str, masks: Masks, value: float) -> t
 
 def _keep(tensor: torch.Tensor, masks: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
     """Return a boolean tensor that broadcasts against the tensor: True where a position stays."""
-    keep = torch.ones([1] * tensor.dim(), dtype=torch.bool)
+    keep = torch.ones([1] * tensor.dim(), dtype=torch.bool, device=tensor.device)
     for axis, mask in masks.items():
         shape = [1] * tensor.dim()
         shape[axis] = len(mask)
-        keep = keep & torch.from_numpy(mask).reshape(shape)
+        keep = keep & torch.from_numpy(mask).to(tensor.device).reshape(shape)
     return keep
 
 
@@ -135,7 +135,7 @@ def _masked_spread(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray
     """var and std over kept positions: pick them, then reduce."""
     tensor = bound["self"]
     for axis, mask in masks.items():
-        tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(mask)))
+        tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
     return _recall(func, {**bound, "self": tensor})  # type: ignore[no-any-return]
 
 

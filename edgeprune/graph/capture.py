@@ -63,11 +63,11 @@ class Record:
     outputs: tuple[Ref, ...]
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[misc]
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the calls of one forward. Tensors are kept alive so that identities stay unique."""
 
     def __init__(self, known: dict[int, torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.module = ""
         self._alive: dict[int, torch.Tensor] = dict(known)
@@ -88,7 +88,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                 where=where,
                 fix="express the choice with torch.where or masks, or take it out of forward",
             )
-        bound = _refer(_bind(func, args, kwargs))  # shapes as they are before an in-place change
+        bound = _refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
         result = func(*args, **kwargs)
         outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
         for tensor in inputs + outputs:
@@ -215,7 +215,7 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
     return hooks
 
 
-def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by their names in the operator's schema, defaults included."""
     bound: dict[str, Any] = {}
     for position, argument in enumerate(func._schema.arguments):

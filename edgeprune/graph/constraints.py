@@ -25,8 +25,8 @@ def block_signature(atoms: Atoms, requests: Sequence[Balanced], count: int) -> I
     for number, request in enumerate(requests):
         for block, label in enumerate(_blocks(atoms, request)):
             found, times = np.unique(label[label != 0], return_counts=True)
-            step = np.uint64(0x9E3779B97F4A7C15) * np.uint64(1 + number * 64 + block)
-            signature[found] += step * times.astype(np.uint64)
+            step = np.uint64(0x9E3779B97F4A7C15 * (1 + number * 64 + block) % 2**64)
+            signature[found] += times.astype(np.uint64) * step
     return signature.view(np.int64)
 
 

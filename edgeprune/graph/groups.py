@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.graph.capture import record
 from edgeprune.graph.constraints import block_signature, link
-from edgeprune.graph.flow import Contraction, Flow
+from edgeprune.graph.flow import Balanced, Contraction, Flow
 from edgeprune.graph.labels import Ids, Pin
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class ChannelGraph:
             keep: Kept unit numbers within their group, in [0, size), by group name. Groups not named stay whole.
         """
         alive = self.alive(keep)
-        masks = {dim: alive[units].all(axis=0) for dim, units in self.dims.items()}
+        masks = {dim: np.asarray(alive[units].all(axis=0)) for dim, units in self.dims.items()}
         return {dim: mask for dim, mask in masks.items() if not mask.all()}
 
     def alive(self, keep: Mapping[str, Iterable[int]]) -> NDArray[np.bool_]:
@@ -145,7 +145,7 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
             flow.atoms.pin(request.label, request.pin)
 
 
-def _form(flow: Flow) -> tuple[ChannelGraph, list[object]]:
+def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
     """Number the units, gather them in groups, link groups; also return requests for balance that are not met."""
     atoms = flow.atoms
     resolved: dict[Dim, Ids] = {}
@@ -167,12 +167,14 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[object]]:
     members = [np.flatnonzero(group_of_unit == index) for index in range(int(group_of_unit.max(initial=-1)) + 1)]
     links, unmet = link(atoms, flow.balanced, group_of, [len(units) for units in members])
     if unmet:
-        return _EMPTY, list(unmet)
+        return _EMPTY, unmet
     statistics = tuple(
         Statistic(
             call=mark.call,
             name=mark.name,
-            units={key: number[found] for key, label in mark.labels.items() if (found := atoms.resolve(label)) is not None},
+            units={
+                key: number[found] for key, label in mark.labels.items() if (found := atoms.resolve(label)) is not None
+            },
         )
         for mark in flow.marks
     )
@@ -205,17 +207,15 @@ def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
     code = signature.astype(np.uint64)
     for index, units in enumerate(dims.values()):
         found, times = np.unique(units[units >= 0], return_counts=True)
-        step = np.uint64(0xC2B2AE3D27D4EB4F) * np.uint64(2 * index + 1)
-        code[found] = (code[found] ^ (step * times.astype(np.uint64))) * np.uint64(0x100000001B3)
+        step = np.uint64(0xC2B2AE3D27D4EB4F * (2 * index + 1) % 2**64)
+        code[found] = (code[found] ^ (times.astype(np.uint64) * step)) * np.uint64(0x100000001B3)
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[inverse] if count else np.zeros(0, dtype=np.int64)
 
 
-def _describe(
-    flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...]
-) -> list[Group]:
+def _describe(flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...]) -> list[Group]:
     """Name every group after the weight that makes its channels and list what is tied to it."""
     holders: list[list[Dim]] = [[] for _ in members]
     group_of = np.zeros(sum(map(len, members)), dtype=np.int64)
@@ -242,12 +242,13 @@ def _describe(
         producer = made[0] if made else holders[index][0]
         names.append(_unique(_module_of(producer[0]), names))
         tensors = tuple(dict.fromkeys(name for name, _ in holders[index]))
+        made_by = dims[producer]
         groups.append(
             Group(
                 name=names[-1],
                 size=len(units),
-                channels=int(np.isin(dims[producer], units).any(axis=0).sum()),
-                units=units,
+                channels=int(np.isin(made_by, units).any(axis=0).sum()),
+                units=_in_order_of_positions(units, made_by),
                 producer=producer,
                 tensors=tensors,
                 params=sum(int(np.prod(flow.record.shapes[name])) for name in tensors),
@@ -255,6 +256,13 @@ def _describe(
             )
         )
     return [replace(g, overlaps=tuple(sorted(names[i] for i in overlapping[n]))) for n, g in enumerate(groups)]
+
+
+def _in_order_of_positions(units: Ids, label: Ids) -> Ids:
+    """Return units in the order in which they first appear along a dimension, so that unit numbers read as channels."""
+    rows, positions = np.nonzero(np.isin(label, units))
+    found, first = np.unique(label[rows, positions][np.argsort(positions, kind="stable")], return_index=True)
+    return found[np.argsort(first)]
 
 
 def _note_overlaps(units: Ids, group_of: Ids, overlapping: list[set[int]]) -> None:

@@ -285,8 +285,8 @@ def _says_nothing(
     sizes = np.bincount(component[used], minlength=count)
     where = np.full(count, -1, dtype=np.int64)
     where[component[used]] = region[used]
-    whole = sizes == region_sizes[where]
-    return whole & (_distinct(component, row_a, count) > 1) & (_distinct(component, row_b, count) > 1)
+    whole: NDArray[np.bool_] = sizes == region_sizes[where]
+    return np.asarray(whole & (_distinct(component, row_a, count) > 1) & (_distinct(component, row_b, count) > 1))
 
 
 def _distinct(component: Ids, row: Ids, count: int) -> Ids:
@@ -321,4 +321,3 @@ def _as_sets(label: Ids, rows: int) -> Ids:
     padded = np.zeros((height, label.shape[1]), dtype=np.int64)
     padded[: len(label)] = label
     return np.sort(padded, axis=0)
-

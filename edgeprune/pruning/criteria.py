@@ -86,7 +86,10 @@ def _magnitudes(model: nn.Module, graph: ChannelGraph, power: int) -> dict[tuple
 
 
 def _taylor(
-    model: nn.Module, graph: ChannelGraph, step: Callable[[nn.Module, Any], torch.Tensor], batches: Iterable[Any]
+    model: nn.Module,
+    graph: ChannelGraph,
+    step: Callable[[nn.Module, Any], torch.Tensor],
+    batches: Iterable[Any],
 ) -> dict[tuple[str, int], NDArray[np.float64]]:
     """Return per position the sum over batches of the squared sum of gradient times weight over its slice."""
     working = copy_model(model).eval()
@@ -112,7 +115,7 @@ def _taylor(
 
 def _sum_over_others(tensor: torch.Tensor, axis: int) -> NDArray[np.float64]:
     others = [dim for dim in range(tensor.dim()) if dim != axis]
-    result: NDArray[np.float64] = tensor.sum(dim=others).numpy()
+    result: NDArray[np.float64] = tensor.sum(dim=others).cpu().numpy()
     return result
 
 
@@ -135,7 +138,7 @@ def _gather(
 def _norm_scales(model: nn.Module, graph: ChannelGraph, group: Group) -> NDArray[np.float64] | None:
     """Return the mean |scale| per unit over the group's normalisations, or None where it has none."""
     scales = {
-        f"{path}.weight": module.weight.detach().double().abs().numpy()
+        f"{path}.weight": module.weight.detach().double().abs().cpu().numpy()
         for path, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm)
         and isinstance(module.weight, torch.Tensor)

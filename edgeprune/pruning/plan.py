@@ -129,4 +129,6 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}", fix="free space, or choose another folder") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", fix="free space, or choose another folder"
+        ) from error

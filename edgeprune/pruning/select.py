@@ -82,7 +82,9 @@ def hold(graph: ChannelGraph, patterns: Iterable[str]) -> ChannelGraph:
         ConfigError: A pattern matches nothing, or is not a valid regular expression.
     """
     for pattern in patterns:
-        found = [group.name for group in graph.groups if any(_matches(pattern, n) for n in (group.name, *group.tensors))]
+        found = [
+            group.name for group in graph.groups if any(_matches(pattern, n) for n in (group.name, *group.tensors))
+        ]
         if not found:
             names = ", ".join(group.name for group in graph.groups[:8])
             raise ConfigError(f"keep = '{pattern}' matches no group or tensor", fix=f"groups: {names}, ...")
@@ -175,7 +177,7 @@ def _global_counts(groups: list[Group], scores: Scores, ratio: float) -> dict[st
     """Rank all units together by their score relative to the group's mean and return how many of each group stay."""
     relative = [scores[group.name] / (scores[group.name].mean() + 1e-12) for group in groups]
     total = sum(len(row) for row in relative)
-    remove = int(round(ratio * total))
+    remove = round(ratio * total)
     ranked = np.sort(np.concatenate(relative))
     threshold = ranked[remove] if remove < total else np.inf
     return {group.name: float(max((row >= threshold).sum(), 1)) for group, row in zip(groups, relative, strict=True)}

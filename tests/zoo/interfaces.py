@@ -88,7 +88,7 @@ class Buffers(nn.Module):
     def forward(self, x):
         x = (x - self.mean) / self.std
         x = F.relu(self.conv1(x)) * self.scale
-        x = F.conv2d(x, self.kernel, padding=1, groups=32)
+        x = F.conv2d(x, self.kernel, padding=1, groups=x.shape[1])
         return self.head(x)
 
 

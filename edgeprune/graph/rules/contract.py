@@ -40,9 +40,7 @@ def _positions(ref: Ref, channel: int) -> int:
     return int(np.prod(ref.shape[:channel]) * np.prod(ref.shape[channel + 1 :]))
 
 
-def _grouped(
-    flow: Flow, call: Call, channels: Label, size: int, groups: int, weight: Ref, transposed: bool
-) -> Label:
+def _grouped(flow: Flow, call: Call, channels: Label, size: int, groups: int, weight: Ref, transposed: bool) -> Label:
     """Join both sides of a grouped convolution and return the label of its output channels.
 
     A removed position leaves the blocks equal: it goes with its whole group, or with the same position of every group.

@@ -11,8 +11,8 @@ from edgeprune.graph.labels import Label
     "pointwise", "where", "copy", "relu6", "hardtanh", "celu", "selu", "alpha_dropout", "feature_alpha_dropout",
     "dropout", "feature_dropout", "native_dropout", "gelu", "softplus", "mish", "log_sigmoid", "rrelu", "hardswish",
     "hardsigmoid", "silu", "softsign", "logsigmoid", "masked_fill", "clamp", "clamp_min", "clamp_max", "clip",
-    "lerp", "addcmul", "addcdiv", "maximum", "minimum", "pow", "square", "true_divide", "divide", "multiply", "subtract",
-    "float_power", "rsub", "fill", "zero",
+    "lerp", "addcmul", "addcdiv", "maximum", "minimum", "pow", "square", "true_divide", "divide", "multiply",
+    "subtract",     "float_power", "rsub", "fill", "zero",
 )  # fmt: skip
 def pointwise(flow: Flow, call: Call) -> None:
     """Dimensions that broadcast together are one; a size of 1 that is stretched says nothing."""

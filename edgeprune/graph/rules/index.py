@@ -133,7 +133,10 @@ def flip(flow: Flow, call: Call) -> None:
       "reflection_pad3d", "replication_pad3d")  # fmt: skip
 def pad(flow: Flow, call: Call) -> None:
     """New positions at the ends of dimensions; they are fixed. Only constants may be added to channels."""
-    source, amounts = call.args["self"], [int(amount) for amount in call.args.get("pad", call.args.get("padding"))]
+    source, amounts = (
+        call.args["self"],
+        [int(amount) for amount in call.args["pad" if "pad" in call.args else "padding"]],
+    )
     labels = list(flow.of(source))
     constant = call.name == "constant_pad_nd" or call.args.get("mode", "") == "constant"
     for pair in range(len(amounts) // 2):

@@ -32,7 +32,10 @@ def layer_norm(flow: Flow, call: Call) -> None:
         if isinstance(parameter, Ref):
             for label, own in zip(labels[-over:], flow.of(parameter), strict=True):
                 flow.join(label, own, call)
-    flow.mark(call, {("input", len(labels) - over + axis): labels[len(labels) - over + axis] for axis in range(over)})
+    flow.mark(
+        call,
+        {("input", len(labels) - over + axis): labels[len(labels) - over + axis] for axis in range(over)},
+    )
     flow.set(call.result, labels)
 
 

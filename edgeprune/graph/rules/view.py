@@ -17,7 +17,10 @@ from edgeprune.graph.labels import Label, Pin
 )  # fmt: skip
 def reshape(flow: Flow, call: Call) -> None:
     """Split both shapes into segments of equal product; inside a segment merge all dimensions and split again."""
-    flow.set(call.result, reshaped(flow, call, flow.of(call.args["self"]), call.args["self"].shape, call.result.shape))
+    flow.set(
+        call.result,
+        reshaped(flow, call, flow.of(call.args["self"]), call.args["self"].shape, call.result.shape),
+    )
 
 
 def reshaped(
@@ -73,7 +76,19 @@ def squeeze(flow: Flow, call: Call) -> None:
         flow.set(result, [next(queue) if size != 1 else None for size in result.shape])
 
 
-@rule("permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "matrix_H", "adjoint")
+@rule(
+    "permute",
+    "transpose",
+    "t",
+    "numpy_T",
+    "mT",
+    "movedim",
+    "moveaxis",
+    "swapaxes",
+    "swapdims",
+    "matrix_H",
+    "adjoint",
+)
 def permute(flow: Flow, call: Call) -> None:
     """Dimensions change places."""
     source = call.args["self"]
@@ -108,7 +123,7 @@ def expand(flow: Flow, call: Call) -> None:
     source, result = call.args["self"], call.result
     other = call.args.get("other")
     labels = list(flow.of(source))
-    padded: list[Label] = [None] * (len(result.shape) - len(labels)) + labels
+    padded: list[Label] = [*[None] * (len(result.shape) - len(labels)), *labels]
     sizes = (1,) * (len(result.shape) - len(labels)) + source.shape
     followed = flow.of(other) if isinstance(other, Ref) else None
     for axis, size in enumerate(sizes):
@@ -125,7 +140,7 @@ def repeat(flow: Flow, call: Call) -> None:
     source, result = call.args["self"], call.result
     labels = list(flow.of(source))
     missing = len(result.shape) - len(labels)
-    padded: list[Label] = [None] * missing + labels
+    padded: list[Label] = [*[None] * missing, *labels]
     sizes = (1,) * missing + source.shape
     out: list[Label] = []
     for label, size, total in zip(padded, sizes, result.shape, strict=True):
@@ -182,9 +197,7 @@ def channel_shuffle(flow: Flow, call: Call) -> None:
     source, groups = call.args["self"], call.args["groups"]
     labels = list(flow.of(source))
     each = source.shape[1] // groups
-    outer, inner = flow.atoms.split(
-        labels[1], (groups, each), Pin(reason="mixed by channel_shuffle", where=call.where)
-    )
+    outer, inner = flow.atoms.split(labels[1], (groups, each), Pin(reason="mixed by channel_shuffle", where=call.where))
     flow.pin(outer, call, "the number of shuffled groups is written in the code")
     labels[1] = flow.atoms.flatten([inner, outer], [each, groups])
     flow.set(call.result, labels)
