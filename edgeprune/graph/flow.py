@@ -6,12 +6,15 @@ statistics). The rules themselves stand in `rules/`, grouped by kind.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgeprune.graph.capture import Call, Record, Ref
 from edgeprune.graph.labels import Atoms, Ids, Label, Pin
+
+logger = logging.getLogger(__name__)
 
 Rule = Callable[["Flow", Call], None]
 RULES: dict[str, Rule] = {}
@@ -67,19 +70,25 @@ class Flow:
         self.producers: list[tuple[str, int]] = []
         self.seen_at: dict[str, list[Ids]] = {}
 
-    def run(self) -> None:
-        """Propagate through every call, then pin the outputs."""
+    def propagate(self) -> None:
+        """Let labels flow through every call, in order."""
         for ref in self.record.inputs:
             self.labels[ref.id] = [None] * len(ref.shape)
         for call in self.record.calls:
             self._remember(call)
-            function = RULES.get(call.name)
-            if function is not None:
-                function(self, call)
-            elif call.pointwise:
-                RULES["pointwise"](self, call)
-            else:
+            function = RULES.get(call.name) or (RULES["pointwise"] if call.pointwise else None)
+            if function is None:
                 self.give_up(call)
+                continue
+            try:
+                function(self, call)
+            except (KeyError, IndexError, TypeError, ValueError, StopIteration):
+                # A form of the operator that its rule does not know: reach is lost, correctness is not.
+                logger.warning("the rule of %s failed on %s", call.name, call.overload, exc_info=True)
+                self.give_up(call)
+
+    def pin_outputs(self) -> None:
+        """Pin what the network returns: its user relies on it."""
         for ref in self.record.outputs:
             for label in self.of(ref):
                 self.atoms.pin(label, Pin(reason="model output"))

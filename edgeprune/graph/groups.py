@@ -136,7 +136,8 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
         TraceError: The forward fails or depends on the data in Python.
     """
     flow = Flow(record(model, inputs))
-    flow.run()
+    flow.propagate()
+    flow.pin_outputs()
     while True:
         graph, unmet = _form(flow)
         if not unmet:
