@@ -112,7 +112,7 @@ class Flow:
 
     def join(self, a: Label, b: Label, call: Call, reason: str | None = None) -> None:
         """Make two labels of the same dimension equal at every position."""
-        self.atoms.join(a, b, Pin(reason=reason or f"does not match its counterpart in {call.name}", where=call.where))
+        self.atoms.join(a, b, Pin(reason=reason or f"{call.name} ties it to something of fixed size", where=call.where))
 
     def pin(self, label: Label, call: Call, reason: str, fix: str | None = None) -> None:
         """Forbid removal along a dimension."""

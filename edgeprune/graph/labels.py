@@ -210,17 +210,23 @@ class Atoms:
 
     def _fix_one_sided(self, a: Label, b: Label, pin: Pin) -> tuple[Label, Label]:
         """Resolve both labels, pinning positions that are fixed on one side only, until none is left."""
+        first, second = a, b
         while True:
             a, b = self.resolve(a), self.resolve(b)
             if a is None or b is None:
-                self.pin(a, pin)
-                self.pin(b, pin)
+                self.pin(a, self._cause(second, pin))
+                self.pin(b, self._cause(first, pin))
                 return None, None
             fixed_a, fixed_b = ~a.any(axis=0), ~b.any(axis=0)
             if np.array_equal(fixed_a, fixed_b):
                 return a, b
             self.pin(a[:, fixed_b], pin)
             self.pin(b[:, fixed_a], pin)
+
+    def _cause(self, label: Label, pin: Pin) -> Pin:
+        """Return why a label is fixed, where that is known: a pin spreads with its first reason."""
+        found = None if label is None else self.explain(label)
+        return pin if found is None else found[1]
 
     def _refine(self, a: Ids, b: Ids, pin: Pin) -> None:
         """Replace the atoms of both labels by the components that pairs of their layers have in common."""
