@@ -1,0 +1,258 @@
+"""The steps as Python functions, for networks and data that live in the user's own program.
+
+Every function checks its result or raises; the network that is passed in is never changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeprune.config import BenchConfig, FinetuneConfig, PruneConfig, RunConfig
+from edgeprune.errors import ConfigError
+from edgeprune.pipeline.compress import RunResult
+from edgeprune.pipeline.compress import compress as run_compress
+from edgeprune.targets import Target, find_target
+from edgeprune.values import Artifact, Check, Precision
+from edgeprune.workload import Workload, load_workload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from edgeprune.bench import Comparison, Measurement
+    from edgeprune.pruning import PrunePlan
+
+    Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+def plan(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    *,
+    ratio: float = 0.5,
+    criterion: str = "l2",
+    scope: Literal["global", "local"] = "local",
+    align: int = 8,
+    keep: Sequence[str] = (),
+    max_macs: str | None = None,
+    step: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    data: Batches | None = None,
+    batches: int = 8,
+    seed: int = 0,
+) -> PrunePlan:
+    """Choose which channels of every group to keep.
+
+    Args:
+        inputs: Example tensors, batch first.
+        ratio: Fraction of units removed, in [0, 1). `max_macs`, such as `0.5x`, replaces it.
+        align: Kept units are a multiple of it.
+        keep: Names or patterns of groups that are never pruned.
+        step: Returns the loss of a batch; the criterion `taylor` needs it and `data`.
+        batches: How many batches of `data` the criterion sees.
+
+    Raises:
+        ConfigError: An argument is out of range, or the criterion needs what was not given.
+        TraceError: The forward cannot be followed.
+        NothingToPrune: Every group is pinned; the message lists the reasons.
+    """
+    from edgeprune.compact import analyse
+    from edgeprune.config import validate
+    from edgeprune.pruning import make_plan, score
+
+    section = {"ratio": ratio, "criterion": criterion, "scope": scope, "align": align, "keep": tuple(keep)}
+    section |= {"max_macs": max_macs, "batches": batches}
+    config: PruneConfig = validate({"prune": section}, "plan()").prune
+    graph = analyse(model, inputs)
+    seen = list(itertools.islice(_iterate(data), batches)) if data is not None else None
+    scores = score(model, graph, criterion, inputs=inputs, train_step=step, batches=seen, seed=seed)
+    return make_plan(graph, scores, config, align=align, model=model, inputs=inputs)
+
+
+def apply(model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
+    """Return the network without the units that the plan removes, verified on the example inputs.
+
+    Raises:
+        VerificationError: The smaller network differs from the dense one with the removed units zeroed.
+        ModelError: The network cannot be compacted.
+    """
+    from edgeprune.compact import apply as compact
+
+    return compact(model, plan, inputs).model
+
+
+def finetune(
+    model: nn.Module,
+    *,
+    data: Batches,
+    step: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    epochs: int = 3,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    teacher: nn.Module | None = None,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> nn.Module:
+    """Return a trained copy of the network, the best epoch by `evaluate` where that is given.
+
+    Args:
+        data: Batches, iterated once per epoch; a function that returns them works too.
+        step: Returns the loss of a batch. Without it the network learns the outputs of `teacher`.
+        teacher: The dense network, for distillation.
+        checkpoint: A file from which an interrupted training goes on.
+        settings: Other settings of the section `finetune`, such as `lr` or `optimizer`.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range, or there is neither `step` nor `teacher`.
+        TrainingError: The loss or the weights are not finite.
+    """
+    from edgeprune.config import validate
+    from edgeprune.training import finetune as train
+
+    if step is None and teacher is None:
+        raise ConfigError("finetune() got neither a step nor a teacher", fix="pass step=, teacher=, or both")
+    if teacher is not None and step is not None:
+        settings = {"distill": 0.5} | settings
+    config: FinetuneConfig = validate({"finetune": {"epochs": epochs} | settings}, "finetune()").finetune
+    result = train(
+        model,
+        step=step,
+        data=lambda: _iterate(data),
+        config=config,
+        evaluate=evaluate,
+        teacher=teacher,
+        checkpoint=Path(checkpoint) if checkpoint is not None else None,
+        seed=seed,
+    )
+    return result.model
+
+
+def recalibrate(model: nn.Module, data: Batches, *, batches: int = 32) -> nn.Module:
+    """Return a copy of the network whose BatchNorm statistics are those of the first batches of the data."""
+    from edgeprune.training import recalibrate as exact_statistics
+
+    return exact_statistics(model, itertools.islice(_iterate(data), batches))
+
+
+def export(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    path: str | Path,
+    *,
+    precision: Precision = "fp32",
+    dynamic_batch: bool = True,
+    tolerance: float = 1e-4,
+    metadata: dict[str, str] | None = None,
+) -> Artifact:
+    """Write the network as `.onnx` or `.tflite`, verified against it before the file gets its name.
+
+    Args:
+        path: Its suffix decides the format.
+        tolerance: Largest accepted difference, relative to the largest output value.
+
+    Raises:
+        ExportError: The converter cannot express the network.
+        VerificationError: The file differs from the network; it is left with the suffix `.rejected`.
+        MissingDependency: The format's converter is not installed.
+    """
+    from edgeprune.export import export as write
+
+    exported = write(
+        model,
+        inputs,
+        Path(path),
+        precision=precision,
+        dynamic_batch=dynamic_batch,
+        metadata=metadata,
+        tolerance=tolerance,
+    )
+    return exported.artifact
+
+
+def verify(
+    first: nn.Module | str | Path,
+    second: nn.Module | str | Path,
+    *,
+    inputs: tuple[torch.Tensor, ...] | None = None,
+    tolerance: float = 1e-4,
+) -> tuple[Check, ...]:
+    """Compare two networks or files on the same inputs; every check says whether it passed.
+
+    Args:
+        first: A network, or the path of an `.onnx` or `.tflite` file. So is `second`.
+        inputs: Example tensors; random ones in the range that a file records are used as well.
+    """
+    from edgeprune.export import verify_pair
+
+    sides = [Path(side) if isinstance(side, str) else side for side in (first, second)]
+    return verify_pair(sides[0], sides[1], inputs=inputs, tolerance=tolerance)
+
+
+def bench(
+    artifacts: Sequence[Artifact],
+    target: str | Target = "host",
+    *,
+    baseline: Artifact | None = None,
+    **settings: Any,
+) -> list[Measurement]:
+    """Measure files on a target, interleaved and in fresh processes.
+
+    Args:
+        target: A profile, its name or a TOML file.
+        baseline: The file that the others are compared with; the first one of each format otherwise.
+        settings: Settings of the section `bench`, such as `threads=(1, 2)`.
+
+    Raises:
+        DeviceError: The target cannot be reached or failed.
+    """
+    from edgeprune.bench import measure
+    from edgeprune.config import validate
+    from edgeprune.pipeline.measuring import roles_of
+
+    config: BenchConfig = validate({"bench": settings}, "bench()").bench
+    chosen = list(artifacts) if baseline is None or baseline in artifacts else [baseline, *artifacts]
+    place = find_target(target) if isinstance(target, str) else target
+    roles = roles_of(chosen, baseline.path if baseline is not None else None)
+    return measure(chosen, place, config, roles=roles)
+
+
+def compare(baseline: Measurement, other: Measurement, *, allow: Sequence[str] = ()) -> Comparison:
+    """Return how much faster or slower a measurement is than a baseline, with its interval.
+
+    Args:
+        allow: Differences to accept: `threads`, `runtime`, `device`.
+
+    Raises:
+        ConfigError: They were measured in different ways.
+    """
+    from edgeprune.bench import compare as compare_measurements
+
+    return compare_measurements(baseline, other, allow=tuple(allow))
+
+
+def compress(workload: str | Workload, config: RunConfig | None = None) -> RunResult:
+    """Run everything: prune, fine-tune, export, verify, measure, report.
+
+    Args:
+        workload: A `workload.py`, a `module:attribute`, or a loaded workload.
+        config: The settings; `config.output` is the run directory.
+
+    Raises:
+        EdgePruneError: One of its kinds. A missed budget is no error: `RunResult.passed` says it.
+    """
+    loaded = load_workload(workload) if isinstance(workload, str) else workload
+    settings = config if config is not None else RunConfig()
+    return run_compress(settings.model_copy(update={"workload": loaded.source}), loaded)
+
+
+def _iterate(data: Batches | None) -> Iterable[Any]:
+    if data is None:
+        return ()
+    found = data() if callable(data) else data
+    if found is data and iter(found) is found:
+        raise ConfigError(
+            "the data is an iterator, which ends after one pass", fix="pass a list, a DataLoader or a function"
+        )
+    return found

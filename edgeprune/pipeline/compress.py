@@ -1,0 +1,263 @@
+"""The one command: a trained network to verified, measured files. The only module that knows the order of stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune import rundir
+from edgeprune.config import RunConfig, load_config
+from edgeprune.pipeline import stages
+from edgeprune.pipeline.events import Event, Listener, ignore
+from edgeprune.pipeline.measuring import compare_rows
+from edgeprune.pipeline.prepare import Prepared, absolute_settings, default_output, prepare
+from edgeprune.pipeline.stages import Session
+from edgeprune.pipeline.verdict import judge
+from edgeprune.rundir import RunDirectory, StageRecord
+from edgeprune.values import Json
+from edgeprune.version import VERSION
+from edgeprune.workload import Workload
+
+if TYPE_CHECKING:
+    from edgeprune.bench import Measurement
+
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "ai-edge-litert",
+    "litert-torch",
+    "accelerate",
+)
+_KEPT_VALUES = ("workload", "output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """A finished run: its directory and the content of its `result.json`."""
+
+    folder: Path
+    data: Json
+
+    @property
+    def passed(self) -> bool:
+        """Whether every budget was met and everything was measured."""
+        from edgeprune.pipeline.verdict import failure
+
+        return failure(self.data) is None
+
+
+def compress(config: RunConfig, workload: Workload | None = None, *, listen: Listener = ignore) -> RunResult:
+    """Prune, fine-tune, export, measure and report, into a run directory that can be resumed.
+
+    Finished stages are reused while their settings and inputs stay the same. A missed budget is not an error here:
+    `RunResult.passed` says so.
+
+    Args:
+        config: The settings; `config.output` is the run directory, by default `runs/NAME-r50`.
+        workload: An already loaded workload in place of `config.workload`.
+        listen: Called with every event.
+
+    Raises:
+        EdgePruneError: One of its kinds; what was finished is kept.
+    """
+    prepared = prepare(config, workload)
+    folder = Path(config.output) if config.output is not None else default_output(prepared)
+    settings = absolute_settings(config, prepared.workload)
+    with RunDirectory(folder, settings.workload, prepared.digests["workload code"]) as run:
+        rundir.write_atomic(folder / rundir.SETTINGS, settings.to_toml())
+        session = Session(prepared=prepared, run=run, listen=listen)
+        listen(Event(stage="run", state="run", facts=_opening(prepared, folder)))
+        return RunResult(folder=folder, data=_stages(session))
+
+
+def resume(folder: Path, *, listen: Listener = ignore) -> RunResult:
+    """Go on with a run, with the settings in its `run.toml`.
+
+    Raises:
+        ResolveError: The folder is not a run.
+        EdgePruneError: As `compress`.
+    """
+    rundir.require_run(folder)
+    config = load_config(folder / rundir.SETTINGS)
+    return compress(config.model_copy(update={"output": str(folder)}), listen=listen)
+
+
+def _opening(prepared: Prepared, folder: Path) -> Json:
+    target = prepared.target
+    return {
+        "folder": str(folder),
+        "settings": str(folder / rundir.SETTINGS),
+        "workload": prepared.workload.source,
+        "network": type(prepared.model).__name__,
+        "target": target.name,
+        "description": target.description,
+    }
+
+
+def _stages(session: Session) -> Json:
+    config = session.prepared.config
+    planned = stages.plan(session)
+    dense = stages.baseline(session)
+    applied = stages.apply(session, planned)
+    recalibrated = stages.recalibrate(session, applied)
+    final = stages.finetune(session, recalibrated or applied)
+    exported = [
+        stages.export(session, role, form, final) for form in config.export.formats for role in ("baseline", "model")
+    ]
+    stages.bench(session, exported)
+    scores = [stages.accuracy(session, record) for record in exported]
+    records = {"dense": dense, "pruned": applied, "recalibrated": recalibrated, "finetuned": final}
+    return _report(session, planned, records, list(zip(exported, scores, strict=True)))
+
+
+def _report(
+    session: Session,
+    planned: StageRecord,
+    records: dict[str, StageRecord | None],
+    artifacts: list[tuple[StageRecord, StageRecord | None]],
+) -> Json:
+    """Gather everything into `result.json` and write the report."""
+    from edgeprune.report import render
+
+    started = time.perf_counter()
+    session.listen(Event(stage="report", state="begin"))
+    result = _gather(session, planned, records, artifacts)
+    rundir.write_atomic(session.path(rundir.RESULT), json.dumps(result, indent=1, allow_nan=False) + "\n")
+    rundir.write_atomic(session.path(rundir.REPORT), render([result]))
+    checks = {entry["artifact"]["path"]: entry["checks"] for entry in result["artifacts"]}
+    rundir.write_atomic(session.path(rundir.CHECKS), json.dumps(checks, indent=1) + "\n")
+    session.listen(Event(stage="report", state="done", subject=rundir.REPORT, seconds=time.perf_counter() - started))
+    return result
+
+
+def _gather(
+    session: Session,
+    planned: StageRecord,
+    records: dict[str, StageRecord | None],
+    artifacts: list[tuple[StageRecord, StageRecord | None]],
+) -> Json:
+    prepared = session.prepared
+    applied, final = records["pruned"], records["finetuned"]
+    pruned = applied.facts if applied is not None else {}
+    trained = final.facts if final is not None else {}
+    rows = _rows(session)
+    result: Json = {
+        "schema_version": 1,
+        "edgeprune": VERSION,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "name": session.run.path.resolve().name,
+        "workload": {"name": prepared.workload.name, "source": prepared.workload.source},
+        "settings": prepared.config.model_dump(mode="json"),
+        "target": prepared.target.model_dump(mode="json"),
+        "network": {
+            "name": type(prepared.model).__name__,
+            "params": {"dense": planned.facts["params"], "pruned": pruned["params"]},
+            "macs": {"dense": planned.facts["macs"], "pruned": pruned["macs"]},
+            "size_bytes": {"dense": planned.facts["params"] * 4, "pruned": pruned["params"] * 4},
+            "inputs": artifacts[0][0].facts["artifact"]["inputs"],
+        },
+        "groups": planned.facts["groups"],
+        "metrics": {name: record.facts["metrics"] if record else None for name, record in records.items()},
+        "history": trained["history"],
+        "best_epoch": trained["best_epoch"],
+        "artifacts": [_artifact(exported, scored) for exported, scored in artifacts],
+        "compaction": {"mode": pruned["mode"], "check": pruned["check"]},
+        "measurements": [row.as_dict() for row in rows],
+        "comparisons": [value.as_dict() for value in compare_rows(rows, prepared.config.bench.practical)],
+        "notices": [notice.as_dict() for notice in session.notices],
+        "environment": environment(),
+        "reproduce": [command(prepared.config, prepared.workload)],
+        "stages": session.stages,
+    }
+    result["verdict"] = judge(result, prepared.config)
+    return result
+
+
+def _artifact(exported: StageRecord, scored: StageRecord | None) -> Json:
+    artifact = exported.facts["artifact"]
+    return {
+        "role": Path(artifact["path"]).stem,
+        "artifact": artifact,
+        "checks": exported.facts["checks"],
+        "metrics": scored.facts["metrics"] if scored is not None else None,
+        "metrics_source": scored.facts["metrics_source"] if scored is not None else None,
+    }
+
+
+def _rows(session: Session) -> list[Measurement]:
+    from edgeprune.bench import read_results
+
+    return read_results(session.path(rundir.ROWS))
+
+
+def environment() -> Json:
+    """Return what the numbers of a run depend on: interpreter, machine, package versions."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "packages": packages,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def command(config: RunConfig, workload: Workload) -> str:
+    """Return the command line that makes this run, with every setting that is not a default."""
+    import shlex
+
+    words = ["edgeprune", "compress", workload.source]
+    for key, value in changed_settings(config).items():
+        if key == "target":
+            words += ["--target", str(value)]
+        elif key not in _KEPT_VALUES:
+            words += ["-s", f"{key}={_toml(value)}"]
+    if config.output is not None:
+        words += ["-o", config.output]
+    return shlex.join(words)
+
+
+def _toml(value: object) -> str:
+    """Return a value as it is written behind `-s section.key=`."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
+def changed_settings(config: RunConfig) -> Json:
+    """Return the dotted settings that differ from the defaults."""
+
+    def flat(data: Json, prefix: str = "") -> Json:
+        found: Json = {}
+        for key, value in data.items():
+            if isinstance(value, dict) and prefix == "":
+                found |= flat(value, f"{key}.")
+            else:
+                found[prefix + key] = value
+        return found
+
+    default = flat(RunConfig().model_dump(mode="json"))
+    return {key: value for key, value in flat(config.model_dump(mode="json")).items() if value != default[key]}

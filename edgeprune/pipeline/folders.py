@@ -1,0 +1,311 @@
+"""Networks on disk: what `prune` writes, what the other commands open, and `.pt2` programs.
+
+A pruned network is a folder: `network.toml` names the workload, `plan.json` what was removed, a `.safetensors` file
+holds the tensors. No pickled code is written, and none is loaded unless the user vouches for the file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tomli_w
+
+from edgeprune import rundir
+from edgeprune.errors import ResolveError
+from edgeprune.pipeline.digests import code_path, seeded
+from edgeprune.values import Json
+from edgeprune.version import VERSION
+from edgeprune.workload import Workload, build_model, example_inputs, load_workload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from edgeprune.pruning import PrunePlan
+
+REFERENCE = "network.toml"
+WEIGHTS = "weights.safetensors"
+PROGRAM = "pruned.pt2"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A network that a command works on.
+
+    `dense` is the user's whole network and `plan` what was removed from it; both are None for a program without
+    its workload, and `plan` is None for the dense network itself.
+    """
+
+    source: Path
+    name: str
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    workload: Workload
+    dense: nn.Module
+    plan: PrunePlan | None
+    seed: int
+
+
+def save_state(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Write named tensors as `.safetensors`, completely or not at all; a shared tensor is written once.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    from safetensors.torch import save
+
+    plain: dict[str, torch.Tensor] = {}
+    seen = set()
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() == 0 or place not in seen:
+            plain[name] = tensor.detach().cpu().contiguous().clone()
+        seen.add(place)
+    rundir.write_atomic(path, save(plain))
+
+
+def load_state(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a `.safetensors` file by name.
+
+    Raises:
+        ResolveError: The file cannot be read.
+    """
+    from edgeprune.workload import read_weights
+
+    return read_weights(str(path))
+
+
+def check_prune_output(folder: Path, source: str) -> None:
+    """Check that `prune` may write into a folder: absent, empty, or an earlier result of the same workload.
+
+    Raises:
+        ResolveError: It holds something else, or a network that was already fine-tuned.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    fix = "choose another directory with -o"
+    if not folder.is_dir():
+        raise ResolveError(f"{folder} is a file", fix=fix)
+    if not (folder / REFERENCE).is_file():
+        names = sorted(entry.name for entry in folder.iterdir())
+        raise ResolveError(f"{folder} is not empty and holds no pruned network ({', '.join(names[:3])})", fix=fix)
+    reference = _read_reference(folder)
+    if reference["workload"] != source:
+        raise ResolveError(f"{folder} holds a network of another workload, {reference['workload']}", fix=fix)
+    if (folder / rundir.FINETUNED).exists():
+        raise ResolveError(f"{folder} holds a network that was fine-tuned already", fix=fix)
+
+
+def write_network(
+    folder: Path, workload: Workload, plan: PrunePlan, model: nn.Module, *, weights: str | None, seed: int
+) -> list[str]:
+    """Write a pruned network as `plan.json`, `weights.safetensors` and `network.toml`; return the names.
+
+    Args:
+        weights: The file of dense weights that the user gave, if any.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rundir.remove_temporary(folder)
+    plan.save(folder / rundir.PLAN)
+    save_state(folder / WEIGHTS, model.state_dict())
+    reference: Json = {
+        "schema_version": 1,
+        "edgeprune": VERSION,
+        "workload": workload_reference(workload),
+        "plan_digest": plan.digest,
+        "seed": seed,
+    }
+    if weights is not None:
+        reference["weights"] = str(Path(weights).resolve())
+    rundir.write_atomic(folder / REFERENCE, tomli_w.dumps(reference))
+    return [rundir.PLAN, WEIGHTS, REFERENCE]
+
+
+def workload_reference(workload: Workload) -> str:
+    """Return a name by which the workload is found from any folder: an absolute path, or `module:attribute`."""
+    path = code_path(workload)
+    return str(path) if workload.source.endswith(".py") and path is not None else workload.source
+
+
+def open_network(reference: str, *, weights: str | None = None, trust_pickle: bool = False, seed: int = 0) -> Loaded:
+    """Return the network of a folder of `prune`, of a run directory, or of a workload (dense).
+
+    Args:
+        weights: Dense weights; only for a workload.
+
+    Raises:
+        ResolveError: There is no such thing, or its files do not fit together.
+        ModelError: The user's functions failed.
+    """
+    path = Path(reference)
+    if path.is_dir():
+        if weights is not None:
+            raise ResolveError(f"--weights is for a workload; {path} has its own weights", fix="leave out --weights")
+        if (path / REFERENCE).is_file():
+            return open_pruned(path)
+        if (path / rundir.SETTINGS).is_file():
+            return _open_run(path)
+        raise ResolveError(
+            f"{path} holds no network (neither {REFERENCE} nor {rundir.SETTINGS})",
+            fix=f"edgeprune prune workload.py -o {path}",
+        )
+    workload = load_workload(reference)
+    model, inputs = _dense(workload, weights, trust_pickle, seed)
+    return Loaded(
+        source=path,
+        name=workload.name,
+        model=model,
+        inputs=inputs,
+        workload=workload,
+        dense=model,
+        plan=None,
+        seed=seed,
+    )
+
+
+def open_pruned(folder: Path, *names: str) -> Loaded:
+    """Return the network of a folder of `prune`.
+
+    Args:
+        names: Files of weights in order of preference, by default the fine-tuned ones before the pruned ones.
+
+    Raises:
+        ResolveError: A file is missing or does not fit the others.
+    """
+    reference = _read_reference(folder)
+    found = [name for name in names or (rundir.FINETUNED, WEIGHTS) if (folder / name).is_file()]
+    if not found:
+        raise ResolveError(f"{folder} has no {WEIGHTS}", fix=f"edgeprune prune {reference['workload']} -o {folder}")
+    return _open(folder, reference, folder / found[0])
+
+
+def _open_run(folder: Path) -> Loaded:
+    from edgeprune.config import load_config
+
+    config = load_config(folder / rundir.SETTINGS)
+    if not (folder / rundir.FINETUNED).is_file():
+        raise ResolveError(f"{folder} has no network yet", fix=f"edgeprune resume {folder}")
+    reference = {"workload": config.workload, "weights": config.weights, "seed": config.seed}
+    return _open(folder, reference, folder / rundir.FINETUNED, trust_pickle=config.trust_pickle)
+
+
+def _open(folder: Path, reference: Json, weights: Path, trust_pickle: bool = False) -> Loaded:
+    from edgeprune.compact import rebuild
+    from edgeprune.pruning import PrunePlan
+
+    workload = load_workload(reference["workload"])
+    plan = PrunePlan.load(folder / rundir.PLAN)
+    if reference.get("plan_digest", plan.digest) != plan.digest:
+        raise ResolveError(
+            f"{folder / rundir.PLAN} was edited after {weights.name} was written",
+            fix=f"edgeprune prune {reference['workload']} --plan {folder / rundir.PLAN} -o ANOTHER",
+        )
+    dense, inputs = _dense(workload, reference.get("weights"), trust_pickle, reference["seed"])
+    return Loaded(
+        source=folder,
+        name=workload.name,
+        model=rebuild(dense, plan, load_state(weights), inputs),
+        inputs=inputs,
+        workload=workload,
+        dense=dense,
+        plan=plan,
+        seed=reference["seed"],
+    )
+
+
+def _dense(
+    workload: Workload, weights: str | None, trust_pickle: bool, seed: int
+) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    with seeded(seed, "model"):
+        model = build_model(workload, weights, trust_pickle)
+    with seeded(seed, "inputs"):
+        return model, example_inputs(workload)
+
+
+def _read_reference(folder: Path) -> Json:
+    path = folder / REFERENCE
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResolveError(f"cannot read {path}: {error}") from error
+    if value.get("schema_version") != 1 or not isinstance(value.get("workload"), str):
+        raise ResolveError(f"{path} is not the reference of a pruned network", fix="make it again: edgeprune prune")
+    return {"seed": 0} | value
+
+
+def write_program(path: Path, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str | None:
+    """Write a network as a `.pt2` program, with a free batch size where that is possible.
+
+    Returns:
+        None when it was written, else why the network has no such program.
+    """
+    import torch
+
+    double = tuple(torch.cat([tensor, tensor]) if tensor.dim() > 0 else tensor for tensor in inputs)
+    free = tuple({0: torch.export.Dim.AUTO} if tensor.dim() > 0 else None for tensor in inputs)
+    reason = ""
+    for arguments, shapes in ((double, free), (inputs, None)):
+        try:
+            program = torch.export.export(model.eval(), arguments, dynamic_shapes=shapes)
+        except Exception as error:  # noqa: BLE001 torch.export raises many kinds; the network itself is already saved
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            _log.info("no .pt2 program: %s", error)
+            continue
+        with rundir.replacing(path) as temporary:
+            torch.export.save(program, str(temporary))
+        return None
+    return reason
+
+
+def read_program(path: Path, trust_pickle: bool = False) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """Return the network of a `.pt2` program and the example inputs it was made with.
+
+    Raises:
+        ResolveError: The file cannot be read, or loading it would run pickled code and `trust_pickle` is False.
+    """
+    import torch
+
+    if not path.is_file():
+        raise ResolveError(f"no file {path}")
+    try:
+        if not trust_pickle and _holds_code(path):
+            raise ResolveError(
+                f"{path} holds pickled objects, and unpickling runs code from the file",
+                fix="pass --trust-pickle if you made this file",
+            )
+        program = torch.export.load(str(path))
+    except (zipfile.BadZipFile, ValueError, KeyError, RuntimeError, OSError) as error:
+        raise ResolveError(f"{path} is not a .pt2 program: {error}") from error
+    arguments, _ = program.example_inputs if program.example_inputs is not None else ((), {})
+    return program.module(), tuple(arguments)
+
+
+def _holds_code(path: Path) -> bool:
+    """Return whether loading a `.pt2` file would unpickle anything besides plain tensors."""
+    import io
+    import pickle
+
+    import torch
+
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            data = archive.read(name) if name.endswith((".pt", "_config.json")) else b""
+            if name.endswith("_config.json"):
+                entries = json.loads(data).get("config", {})
+                for entry in entries.values():
+                    plain = str(entry.get("path_name")).startswith(("weight_", "tensor_"))
+                    if not plain or entry.get("use_pickle"):
+                        return True
+            elif data:
+                try:
+                    torch.load(io.BytesIO(data), weights_only=True)
+                except (pickle.UnpicklingError, RuntimeError):
+                    return True
+    return False

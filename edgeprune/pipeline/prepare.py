@@ -1,0 +1,204 @@
+"""Everything that is checked before work begins, gathered into one frozen object.
+
+A wrong setting, a target that cannot be reached, a missing package, weights that do not fit or an occupied output
+directory is told here, in seconds, and not after an hour of training.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.config import RunConfig
+from edgeprune.errors import ConfigError, MissingDependency
+from edgeprune.pipeline.digests import code_digest, code_path, inputs_digest, seeded, state_digest
+from edgeprune.pipeline.tuning import training_source
+from edgeprune.targets import Target, find_target
+from edgeprune.values import parse_bytes, parse_macs, parse_seconds
+from edgeprune.workload import Workload, build_model, example_inputs, load_workload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+RUNTIMES = {"onnx": "onnxruntime", "tflite": "tflite"}
+GRADIENT_CRITERIA = ("taylor",)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A checked run: the user's network and inputs, the settings, the target, and digests of the inputs.
+
+    `digests` has `code` (the workload's source), `dense` (the network's tensors) and `inputs`.
+    """
+
+    workload: Workload
+    config: RunConfig
+    target: Target
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    name: str
+    align: int
+    digests: dict[str, str]
+
+
+def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
+    """Check the settings, load the workload, build its network and call its `inputs`.
+
+    Args:
+        config: `config.workload` names the workload unless one is given.
+        workload: An already loaded workload.
+
+    Raises:
+        ConfigError: A setting is wrong, or asks for a function that the workload does not have.
+        ResolveError: The workload, the weights or the target cannot be found or read, or do not fit.
+        MissingDependency: A format needs a package that is not installed.
+        ModelError: One of the user's functions failed.
+        DeviceError: The target cannot be reached from here.
+    """
+    from edgeprune.devices import connect
+
+    check_settings(config)
+    check_criterion(config.prune.criterion)
+    target = find_target(config.target)
+    check_formats(config, target)
+    connect(target)
+    if workload is None:
+        if not config.workload:
+            raise ConfigError("no workload", fix="name one: edgeprune compress workload.py")
+        workload = load_workload(config.workload)
+    check_functions(config, workload)
+    with seeded(config.seed, "model"):
+        model = build_model(workload, config.weights, config.trust_pickle)
+    with seeded(config.seed, "inputs"):
+        inputs = example_inputs(workload)
+    digests = {
+        "workload code": code_digest(workload),
+        "weights": state_digest(model.state_dict()),
+        "example inputs": inputs_digest(inputs),
+    }
+    align = target.align if config.prune.align == "target" else config.prune.align
+    name = workload.name if workload.name != "workload" else type(model).__name__.lower()
+    _log.info("workload %s, network %s, target %s, align %s", workload.source, name, target.name, align)
+    return Prepared(
+        workload=workload,
+        config=config,
+        target=target,
+        model=model,
+        inputs=inputs,
+        name=name,
+        align=align,
+        digests=digests,
+    )
+
+
+def check_settings(config: RunConfig) -> None:
+    """Check the quantities that are texts in the settings.
+
+    Raises:
+        ConfigError: One cannot be read.
+    """
+    readers: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
+        ("prune.max_macs", config.prune.max_macs, parse_macs),
+        ("max_latency", config.max_latency, parse_seconds),
+        ("max_size", config.max_size, parse_bytes),
+    )
+    for key, text, read in readers:
+        if text is not None:
+            try:
+                read(text)
+            except ConfigError as error:
+                raise ConfigError(f"{key}: {error.message}", fix=error.fix) from None
+    if not config.export.formats:
+        raise ConfigError("export.formats is empty", fix='-s export.formats=\'["onnx", "tflite"]\'')
+
+
+def check_criterion(name: str) -> None:
+    """Check that there is a criterion of this name.
+
+    Raises:
+        ConfigError: There is none; the nearest one is named.
+    """
+    from edgeprune.pruning.criteria import CRITERIA
+
+    if name not in CRITERIA:
+        near = difflib.get_close_matches(name, CRITERIA, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"unknown criterion '{name}'{hint}", fix=f"criteria: {', '.join(CRITERIA)}")
+
+
+def check_formats(config: RunConfig, target: Target) -> None:
+    """Check that every format can be made here and run on the target.
+
+    Raises:
+        MissingDependency: `.tflite` is asked for and the converter is not installed.
+        ConfigError: The target has no runtime for a format.
+    """
+    for name in config.export.formats:
+        if RUNTIMES[name] not in target.runtimes:
+            usable = [key for key, runtime in RUNTIMES.items() if runtime in target.runtimes]
+            raise ConfigError(
+                f"target {target.name} has no runtime for .{name} files (it has {', '.join(target.runtimes)})",
+                fix=f"-s export.formats='{usable}'".replace('"', "'"),
+            )
+    check_format_packages(config.export.formats)
+
+
+def check_format_packages(formats: Sequence[str]) -> None:
+    """Check that the converters of formats are installed.
+
+    Raises:
+        MissingDependency: `.tflite` is asked for and its converter is not installed.
+    """
+    if "tflite" in formats and importlib.util.find_spec("litert_torch") is None:
+        raise MissingDependency(
+            ".tflite files need the converter litert-torch, which is not installed",
+            fix="pip install 'edgeprune[tflite]', or leave it out: -s export.formats='[\"onnx\"]'",
+        )
+
+
+def check_functions(config: RunConfig, workload: Workload) -> None:
+    """Check that the workload has the functions that the settings need.
+
+    Raises:
+        ConfigError: A function is missing.
+    """
+    if config.prune.criterion in GRADIENT_CRITERIA and training_source(workload)[1] is None:
+        raise ConfigError(
+            f"prune.criterion = '{config.prune.criterion}' needs gradients, and {workload.source} has no train_step",
+            where=workload.source,
+            fix="add train_step and train_data, or use --criterion l2",
+        )
+    scored = workload.evaluate or (workload.test_data and workload.evaluate_outputs)
+    if config.max_drop is not None and not scored:
+        raise ConfigError(
+            f"max_drop = {config.max_drop} needs a metric, and {workload.source} has none",
+            where=workload.source,
+            fix="add  def evaluate(model): ...",
+        )
+
+
+def default_output(prepared: Prepared) -> Path:
+    """Return `runs/NAME-r50` for ratio 0.5, or `runs/NAME-macs0.5x` for a MACs budget."""
+    prune = prepared.config.prune
+    what = f"macs{prune.max_macs}" if prune.max_macs is not None else f"r{round(prune.ratio * 100)}"
+    return Path("runs") / f"{prepared.name}-{what}"
+
+
+def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:
+    """Return the settings with absolute paths, so that a run can be resumed from any folder."""
+    changes: dict[str, Any] = {"workload": workload.source, "output": None}
+    path = code_path(workload)
+    if workload.source.endswith(".py") and path is not None:
+        changes["workload"] = str(path)
+    if config.weights is not None:
+        changes["weights"] = str(Path(config.weights).resolve())
+    if config.target.endswith(".toml"):
+        changes["target"] = str(Path(config.target).resolve())
+    return config.model_copy(update=changes)

@@ -1,0 +1,347 @@
+"""The stages of a run. Each one knows its key, does its work from files, and writes files; none knows the order.
+
+A stage reads what earlier stages wrote from disk even in the run that wrote it, so an interrupted run and an
+uninterrupted one take the same path.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune import rundir
+from edgeprune.errors import ModelError
+from edgeprune.pipeline.digests import seeded
+from edgeprune.pipeline.events import Event, Listener
+from edgeprune.pipeline.folders import load_state, save_state
+from edgeprune.pipeline.measuring import bench_progress
+from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
+from edgeprune.pipeline.prepare import GRADIENT_CRITERIA, Prepared
+from edgeprune.pipeline.tuning import (
+    history_rows,
+    recalibrated,
+    recalibrates,
+    training_source,
+    tuned,
+    tuning_notice,
+)
+from edgeprune.rundir import RunDirectory, StageKey, StageRecord
+from edgeprune.values import Artifact, Json, Notice
+from edgeprune.version import VERSION
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Work = Callable[[], tuple[tuple[str, ...], Json]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """A run in progress: what was prepared, where it is written, and what has happened so far."""
+
+    prepared: Prepared
+    run: RunDirectory
+    listen: Listener
+    notices: list[Notice] = field(default_factory=list)
+    stages: list[Json] = field(default_factory=list)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the run."""
+        return self.run.path / name
+
+    def notice(self, stage: str, value: Notice) -> None:
+        """Keep a warning for the result and tell the listener."""
+        self.notices.append(value)
+        self.listen(Event(stage=stage, state="notice", notice=value))
+
+
+def run_stage(session: Session, key: StageKey, work: Work, *, subject: str | None = None) -> StageRecord:
+    """Reuse a finished stage, or run it and write it to the journal.
+
+    Args:
+        work: Returns the names of the files it wrote and the facts to keep. It runs with seeded generators.
+        subject: The file that the stage is about, for the listener.
+    """
+    name = key.stage.partition(" ")[0]
+    record = session.run.reusable(key)
+    if record is not None:
+        session.stages.append({"name": key.stage, "seconds": record.seconds, "state": "reused"})
+        session.listen(
+            Event(stage=name, state="reused", subject=subject, facts=record.facts | {"outputs": record.outputs})
+        )
+        return record
+    because = session.run.changes(key)
+    session.listen(Event(stage=name, state="begin", subject=subject, facts={"because": because}))
+    started = time.perf_counter()
+    with seeded(session.prepared.config.seed, key.stage):
+        outputs, facts = work()
+    seconds = time.perf_counter() - started
+    record = session.run.finish(key, outputs, facts, seconds)
+    session.stages.append({"name": key.stage, "seconds": seconds, "state": "done"})
+    session.listen(Event(stage=name, state="done", subject=subject, facts=record.facts, seconds=seconds))
+    return record
+
+
+def plan(session: Session) -> StageRecord:
+    """Trace the network, score its units and choose which to keep; writes `plan.json`."""
+    prepared = session.prepared
+    config = prepared.config.prune
+    settings = {f"prune.{name}": value for name, value in config.model_dump(mode="json").items()}
+    settings |= {"prune.align": prepared.align, "seed": prepared.config.seed}
+    key = StageKey(stage="plan", settings=settings, inputs=prepared.digests)
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        from edgeprune.compact import analyse
+        from edgeprune.graph.cost import count_macs, count_params
+        from edgeprune.pruning import make_plan, score
+
+        _keep_edited(session)
+        graph = analyse(prepared.model, prepared.inputs)
+        data, step = training_source(prepared.workload)
+        wanted = config.criterion in GRADIENT_CRITERIA and data is not None
+        batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
+        scores = score(
+            prepared.model,
+            graph,
+            config.criterion,
+            inputs=prepared.inputs,
+            train_step=step,
+            batches=batches,
+            seed=prepared.config.seed,
+        )
+        chosen = make_plan(graph, scores, config, align=prepared.align, model=prepared.model, inputs=prepared.inputs)
+        chosen.save(session.path(rundir.PLAN))
+        facts = {
+            "digest": chosen.digest,
+            "align": prepared.align,
+            "groups": describe_groups(graph, chosen),
+            "params": count_params(prepared.model),
+            "macs": count_macs(prepared.model, prepared.inputs),
+        }
+        return (rundir.PLAN,), facts
+
+    return run_stage(session, key, work, subject=rundir.PLAN)
+
+
+def baseline(session: Session) -> StageRecord | None:
+    """Evaluate the dense network with the user's `evaluate`, if there is one."""
+    prepared = session.prepared
+    if prepared.workload.evaluate is None:
+        return None
+    key = StageKey(stage="baseline", settings={"seed": prepared.config.seed}, inputs=prepared.digests)
+    return run_stage(session, key, lambda: ((), {"metrics": evaluate(prepared.workload, prepared.model)}))
+
+
+def apply(session: Session, planned: StageRecord) -> StageRecord:
+    """Remove what the plan removes, verify it, and write `pruned.safetensors`."""
+    prepared = session.prepared
+    inputs = prepared.digests | {rundir.PLAN: planned.outputs[rundir.PLAN]}
+    key = StageKey(stage="apply", settings={"seed": prepared.config.seed}, inputs=inputs)
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        from edgeprune.compact import apply as compact
+        from edgeprune.graph.cost import count_macs, count_params
+        from edgeprune.pruning import PrunePlan
+
+        compacted = compact(prepared.model, PrunePlan.load(session.path(rundir.PLAN)), prepared.inputs)
+        save_state(session.path(rundir.PRUNED), compacted.model.state_dict())
+        facts = {
+            "before": {"params": planned.facts["params"], "macs": planned.facts["macs"]},
+            "mode": compacted.mode,
+            "check": compacted.check.as_dict(),
+            "params": count_params(compacted.model),
+            "macs": count_macs(compacted.model, prepared.inputs),
+            "metrics": evaluate(prepared.workload, compacted.model),
+        }
+        return (rundir.PRUNED,), facts
+
+    return run_stage(session, key, work, subject=rundir.PRUNED)
+
+
+def network(session: Session, weights: str) -> nn.Module:
+    """Return the pruned network of the run's plan with the tensors of one of its weight files."""
+    from edgeprune.compact import rebuild
+    from edgeprune.pruning import PrunePlan
+
+    prepared = session.prepared
+    chosen = PrunePlan.load(session.path(rundir.PLAN))
+    return rebuild(prepared.model, chosen, load_state(session.path(weights)), prepared.inputs)
+
+
+def recalibrate(session: Session, applied: StageRecord) -> StageRecord | None:
+    """Make the BatchNorm statistics those of the pruned network, where there are any and there is data."""
+    prepared = session.prepared
+    count = prepared.config.finetune.recalibrate_batches
+    if not recalibrates(prepared.workload, prepared.model, count):
+        return None
+    settings = {"finetune.recalibrate_batches": count, "seed": prepared.config.seed}
+    inputs = prepared.digests | {rundir.PRUNED: applied.outputs[rundir.PRUNED]}
+    key = StageKey(stage="recalibrate", settings=settings, inputs=inputs)
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        model = recalibrated(prepared.workload, network(session, rundir.PRUNED), count)
+        save_state(session.path(rundir.RECALIBRATED), model.state_dict())
+        return (rundir.RECALIBRATED,), {"metrics": evaluate(prepared.workload, model)}
+
+    return run_stage(session, key, work, subject=rundir.RECALIBRATED)
+
+
+def finetune(session: Session, source: StageRecord) -> StageRecord:
+    """Train the pruned network; with no epochs or no data the weights are taken over as they are.
+
+    Args:
+        source: The stage that wrote the weights to start from, `recalibrate` or `apply`.
+    """
+    prepared = session.prepared
+    config = prepared.config.finetune
+    (start,) = source.outputs
+    trains = training_source(prepared.workload)[0] is not None and config.epochs > 0
+    settings: Json = {"finetune.epochs": config.epochs}
+    if trains:
+        ignored = ("checkpoint_every_s", "recalibrate_batches")
+        settings = {f"finetune.{k}": v for k, v in config.model_dump(mode="json").items() if k not in ignored}
+        settings["seed"] = prepared.config.seed
+    key = StageKey(stage="finetune", settings=settings, inputs=prepared.digests | {start: source.outputs[start]})
+    checkpoint = session.path(f"{rundir.CHECKPOINT}{key.digest()[:12]}")
+    told = tuning_notice(prepared.workload, config.epochs)
+    if told is not None:
+        session.notice("finetune", told)
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        outputs = (rundir.FINETUNED, rundir.HISTORY)
+        if not trains:
+            rundir.write_atomic(session.path(rundir.FINETUNED), session.path(start).read_bytes())
+            rundir.write_atomic(session.path(rundir.HISTORY), "[]\n")
+            return outputs, {"metrics": None, "best_epoch": None, "history": []}
+        result = tuned(
+            prepared.workload,
+            network(session, start),
+            prepared.model,
+            config,
+            checkpoint=checkpoint,
+            seed=prepared.config.seed,
+            listen=session.listen,
+        )
+        save_state(session.path(rundir.FINETUNED), result.model.state_dict())
+        history = history_rows(result)
+        rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(history, indent=1) + "\n")
+        metrics = evaluate(prepared.workload, result.model)
+        return outputs, {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
+
+    for old in session.run.path.glob(f"{rundir.CHECKPOINT}*"):
+        if old != checkpoint:
+            old.unlink()
+    record = run_stage(session, key, work, subject=rundir.FINETUNED)
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def export(session: Session, role: str, form: str, final: StageRecord) -> StageRecord:
+    """Make and verify one artifact: the dense network (`baseline`) or the pruned one (`model`)."""
+    prepared = session.prepared
+    config = prepared.config.export
+    name = f"{role}.{form}"
+    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance")}
+    inputs = prepared.digests if role == "baseline" else prepared.digests | _weights_and_plan(session, final)
+    key = StageKey(stage=f"export {name}", settings=settings, inputs=inputs)
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        from edgeprune.export import export as write
+
+        metadata = {"edgeprune": VERSION, "workload": prepared.name, "role": role}
+        if role == "model":
+            metadata["plan"] = _weights_and_plan(session, final)["plan"]
+        exported = write(
+            prepared.model if role == "baseline" else network(session, rundir.FINETUNED),
+            prepared.inputs,
+            session.path(name),
+            dynamic_batch=config.dynamic_batch,
+            metadata=metadata,
+            tolerance=config.tolerance,
+            timeout_s=config.timeout_s,
+        )
+        checks = [check.as_dict() for check in exported.checks]
+        return (name,), {"artifact": exported.artifact.as_dict() | {"path": name}, "checks": checks}
+
+    return run_stage(session, key, work, subject=name)
+
+
+def _weights_and_plan(session: Session, final: StageRecord) -> dict[str, str]:
+    planned = session.run.last("plan")
+    digest = planned.facts["digest"] if planned is not None else ""
+    return {"plan": digest, rundir.FINETUNED: final.outputs[rundir.FINETUNED]}
+
+
+def accuracy(session: Session, exported: StageRecord) -> StageRecord | None:
+    """Score one artifact through its runtime: `test_data` with `evaluate_outputs`, else `evaluate`."""
+    prepared = session.prepared
+    workload = prepared.workload
+    name = exported.facts["artifact"]["path"]
+    if workload.evaluate is None and (workload.test_data is None or workload.evaluate_outputs is None):
+        return None
+    key = StageKey(
+        stage=f"accuracy {name}",
+        settings={"seed": prepared.config.seed},
+        inputs={"workload code": prepared.digests["workload code"], name: exported.outputs[name]},
+    )
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        metrics, source = score_artifact(workload, session.path(name), len(prepared.inputs))
+        return (), {"artifact": name, "metrics": metrics, "metrics_source": source}
+
+    try:
+        return run_stage(session, key, work, subject=name)
+    except ModelError as error:
+        if workload.test_data is not None and workload.evaluate_outputs is not None:
+            raise
+        text = f"{name} was not scored through its runtime: {error.message}"
+        fix = "add  def test_data(): ...  and  def evaluate_outputs(pairs): ..."
+        session.notice("accuracy", Notice(code="not-scored", text=text, fix=fix))
+        return None
+
+
+def bench(session: Session, exported: list[StageRecord]) -> StageRecord:
+    """Time all artifacts against each other on the target; writes `results.jsonl`."""
+    prepared = session.prepared
+    config = prepared.config.bench
+    settings = {f"bench.{k}": v for k, v in config.model_dump(mode="json").items()}
+    settings["target"] = prepared.target.model_dump(mode="json")
+    inputs = {record.facts["artifact"]["path"]: record.facts["artifact"]["sha256"] for record in exported}
+    key = StageKey(stage="bench", settings=settings, inputs=inputs)
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        from edgeprune.bench import append_results, measure
+
+        facts = [record.facts["artifact"] for record in exported]
+        artifacts = [Artifact.from_dict(value | {"path": str(session.path(value["path"]))}) for value in facts]
+        rows = measure(
+            artifacts,
+            prepared.target,
+            config,
+            roles=[Path(value["path"]).stem for value in facts],
+            on_progress=bench_progress(session.listen),
+        )
+        with rundir.replacing(session.path(rundir.ROWS)) as temporary:
+            append_results(temporary, rows)
+        return (rundir.ROWS,), {"rows": len(rows), "failed": [row.error for row in rows if row.error]}
+
+    return run_stage(session, key, work, subject=rundir.ROWS)
+
+
+def _keep_edited(session: Session) -> None:
+    """Set aside a plan that was edited by hand before it is made again."""
+    record = session.run.last("plan")
+    path = session.path(rundir.PLAN)
+    digest = rundir.file_digest(path)
+    if record is None or digest is None or record.outputs.get(rundir.PLAN) == digest:
+        return
+    aside = session.path(f"{rundir.PLAN}.edited")
+    path.replace(aside)
+    text = f"{path} was edited; it is kept as {aside.name}, and the plan is made again from the settings"
+    fix = f"to use it:  edgeprune prune {session.prepared.workload.source} --plan {aside} -o DIRECTORY"
+    session.notice("plan", Notice(code="plan-edited", text=text, fix=fix))

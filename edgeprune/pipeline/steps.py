@@ -1,0 +1,282 @@
+"""The steps that make and check networks, one by one: inspect, prune, finetune, export, verify.
+
+Each takes what the step before wrote, and returns plain data for the console. Checks come before work.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune import rundir
+from edgeprune.config import FinetuneConfig, RunConfig
+from edgeprune.errors import ConfigError, ResolveError
+from edgeprune.pipeline import folders
+from edgeprune.pipeline.digests import code_digest, seeded, state_digest
+from edgeprune.pipeline.events import Event, Listener
+from edgeprune.pipeline.folders import Loaded, open_network
+from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
+from edgeprune.pipeline.networks import describe_groups, evaluate
+from edgeprune.pipeline.prepare import check_criterion, check_format_packages, check_functions, check_settings
+from edgeprune.pipeline.tuning import (
+    history_rows,
+    recalibrated,
+    recalibrates,
+    training_source,
+    tuned,
+    tuning_notice,
+)
+from edgeprune.targets import find_target
+from edgeprune.values import Json
+from edgeprune.version import VERSION
+from edgeprune.workload import load_workload
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def inspect(config: RunConfig) -> Json:
+    """Return the channel groups of a network: what can be pruned, what not and why. Nothing is written.
+
+    Args:
+        config: `workload`, `weights`, `trust_pickle`, `seed` and `prune.keep` count.
+
+    Raises:
+        TraceError: The forward cannot be followed.
+    """
+    from edgeprune.compact import analyse
+    from edgeprune.graph.cost import count_macs, count_params
+    from edgeprune.pruning.select import describe, hold
+
+    loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
+    graph = hold(analyse(loaded.model, loaded.inputs), config.prune.keep)
+    params = count_params(loaded.model)
+    network = {
+        "name": type(loaded.model).__name__,
+        "params": params,
+        "macs": count_macs(loaded.model, loaded.inputs),
+        "size_bytes": params * 4,
+        "inputs": [spec.as_dict() for spec in describe(loaded.inputs)],
+    }
+    return {"workload": config.workload, "network": network, "groups": describe_groups(graph, None)}
+
+
+def inspect_artifact(path: Path) -> Json:
+    """Return what an `.onnx` or `.tflite` file says of itself.
+
+    Raises:
+        ResolveError: The file cannot be read.
+    """
+    return {"artifact": open_artifact(path).as_dict()}
+
+
+def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json:
+    """Prune a network without training it, into the folder `config.output`.
+
+    Args:
+        plan_path: A plan, perhaps edited by hand, that is applied as it is.
+
+    Raises:
+        NothingToPrune: Every group is pinned.
+        VerificationError: The pruned network differs from the masked dense one.
+    """
+    from edgeprune.compact import analyse
+    from edgeprune.compact import apply as compact
+    from edgeprune.graph.cost import count_macs, count_params
+    from edgeprune.pruning import PrunePlan, make_plan, score
+
+    check_settings(config)
+    check_criterion(config.prune.criterion)
+    workload = load_workload(config.workload)
+    check_functions(config, workload)
+    folder = Path(config.output or "pruned")
+    folders.check_prune_output(folder, folders.workload_reference(workload))
+    chosen = PrunePlan.load(plan_path) if plan_path is not None else None
+    align = find_target(config.target).align if config.prune.align == "target" else config.prune.align
+    loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
+    model, inputs = loaded.model, loaded.inputs
+    listen(Event(stage="plan", state="begin"))
+    graph = analyse(model, inputs)
+    if chosen is None:
+        with seeded(config.seed, "plan"):
+            data, step = training_source(workload)
+            batches = data() if step is not None and data is not None else None
+            scores = score(
+                model,
+                graph,
+                config.prune.criterion,
+                inputs=inputs,
+                train_step=step,
+                batches=batches,
+                seed=config.seed,
+            )
+        chosen = make_plan(graph, scores, config.prune, align=align, model=model, inputs=inputs)
+    groups = describe_groups(graph, chosen)
+    listen(Event(stage="plan", state="done", facts={"groups": groups, "align": align}, seconds=None))
+    compacted = compact(model, chosen, inputs, graph)
+    files = folders.write_network(folder, workload, chosen, compacted.model, weights=config.weights, seed=config.seed)
+    reason = folders.write_program(folder / folders.PROGRAM, compacted.model, inputs)
+    facts = {
+        "params": {"dense": count_params(model), "pruned": count_params(compacted.model)},
+        "macs": {"dense": count_macs(model, inputs), "pruned": count_macs(compacted.model, inputs)},
+    }
+    return {
+        "folder": str(folder),
+        "files": files if reason is not None else [*files, folders.PROGRAM],
+        "plan_digest": chosen.digest,
+        "network": {"name": type(model).__name__, **facts},
+        "check": compacted.check.as_dict(),
+        "mode": compacted.mode,
+        "groups": groups,
+        "no_program": reason,
+    }
+
+
+def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
+    """Recalibrate and train the network of a folder of `prune`; goes on from a checkpoint where there is one.
+
+    Args:
+        source: The folder. `config.output` names another one to write to; by default the same.
+
+    Raises:
+        ResolveError: There is no pruned network, or the output holds something else.
+        TrainingError: The loss or the weights are not finite.
+    """
+    folder = _finetune_folder(Path(source), config.output)
+    with rundir.locked(folder):
+        loaded = folders.open_pruned(folder, folders.WEIGHTS)
+        notice = tuning_notice(loaded.workload, config.finetune.epochs)
+        if notice is not None and training_source(loaded.workload)[0] is None:
+            raise ConfigError(notice.text, where=loaded.workload.source, fix=notice.fix)
+        if notice is not None:
+            listen(Event(stage="finetune", state="notice", notice=notice))
+        metrics = {"pruned": evaluate(loaded.workload, loaded.model)}
+        start = _recalibrate(loaded, config.finetune, metrics, listen)
+        checkpoint = folder / f"{rundir.CHECKPOINT}{_finetune_key(loaded, start, config.finetune)}"
+        for old in folder.glob(f"{rundir.CHECKPOINT}*"):
+            if old != checkpoint:
+                old.unlink()
+        listen(Event(stage="finetune", state="begin"))
+        with seeded(loaded.seed, "finetune"):
+            result = tuned(
+                loaded.workload,
+                start,
+                loaded.dense,
+                config.finetune,
+                checkpoint=checkpoint,
+                seed=loaded.seed,
+                listen=listen,
+            )
+        history = history_rows(result)
+        folders.save_state(folder / rundir.FINETUNED, result.model.state_dict())
+        rundir.write_atomic(folder / rundir.HISTORY, json.dumps(history, indent=1) + "\n")
+        checkpoint.unlink(missing_ok=True)
+        metrics["finetuned"] = evaluate(loaded.workload, result.model)
+    return {"folder": str(folder), "metrics": metrics, "history": history, "best_epoch": result.best_epoch}
+
+
+def _recalibrate(loaded: Loaded, config: FinetuneConfig, metrics: Json, listen: Listener) -> nn.Module:
+    if not recalibrates(loaded.workload, loaded.model, config.recalibrate_batches):
+        return loaded.model
+    listen(Event(stage="recalibrate", state="begin"))
+    with seeded(loaded.seed, "recalibrate"):
+        model = recalibrated(loaded.workload, loaded.model, config.recalibrate_batches)
+    metrics["recalibrated"] = evaluate(loaded.workload, model)
+    listen(Event(stage="recalibrate", state="done", facts={"metrics": metrics["recalibrated"]}))
+    return model
+
+
+def _finetune_key(loaded: Loaded, start: nn.Module, config: FinetuneConfig) -> str:
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key != "checkpoint_every_s"}
+    inputs = {"workload code": code_digest(loaded.workload), "weights": state_digest(start.state_dict())}
+    return rundir.StageKey(stage="finetune", settings=settings, inputs=inputs).digest()[:12]
+
+
+def _finetune_folder(source: Path, output: str | None) -> Path:
+    """Return the folder to fine-tune in; with an output, the pruned network is copied there first."""
+    if not (source / folders.REFERENCE).is_file():
+        raise ResolveError(
+            f"{source} holds no pruned network (no {folders.REFERENCE})",
+            fix=f"edgeprune prune workload.py -o {source}",
+        )
+    if output is None or Path(output).resolve() == source.resolve():
+        return source
+    folder = Path(output)
+    names = (rundir.PLAN, folders.WEIGHTS, folders.REFERENCE)
+    if folder.exists() and any(folder.iterdir()):
+        if any(rundir.file_digest(folder / name) != rundir.file_digest(source / name) for name in names):
+            raise ResolveError(
+                f"{folder} is not empty and holds something else", fix="choose another directory with -o"
+            )
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        with rundir.replacing(folder / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+    return folder
+
+
+def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
+    """Write the network of a folder, a run or a workload as `.onnx` or `.tflite`, verified.
+
+    Args:
+        config: `output` is the file, its suffix the format; `weights` counts for a workload only.
+
+    Raises:
+        ConfigError: The suffix is unknown.
+        VerificationError: The file differs from the network.
+    """
+    from edgeprune.export import export as write
+
+    path = Path(config.output or "model.onnx")
+    if path.suffix not in ARTIFACT_SUFFIXES:
+        raise ConfigError(f"'{path}' is neither .onnx nor .tflite", fix="-o model.onnx or -o model.tflite")
+    check_format_packages((path.suffix[1:],))
+    loaded = open_network(source, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
+    metadata = {"edgeprune": VERSION, "workload": loaded.name, "role": "baseline" if loaded.plan is None else "model"}
+    if loaded.plan is not None:
+        metadata["plan"] = loaded.plan.digest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listen(Event(stage="export", state="begin", subject=str(path)))
+    exported = write(
+        loaded.model,
+        loaded.inputs,
+        path,
+        dynamic_batch=config.export.dynamic_batch,
+        metadata=metadata,
+        tolerance=config.export.tolerance,
+        timeout_s=config.export.timeout_s,
+    )
+    facts = {"artifact": exported.artifact.as_dict(), "checks": [check.as_dict() for check in exported.checks]}
+    listen(Event(stage="export", state="done", subject=str(path), facts=facts))
+    return facts
+
+
+def verify(first: str, second: str, *, tolerance: float, trust_pickle: bool = False) -> Json:
+    """Compare any two of `.onnx`, `.tflite`, `.pt2`, a folder of `prune`, a run or a workload.
+
+    Raises:
+        ResolveError: One of them cannot be read.
+    """
+    from edgeprune.export import verify_pair
+
+    sides: list[Any] = []
+    inputs = None
+    for reference in (first, second):
+        if reference.endswith(ARTIFACT_SUFFIXES):
+            if not Path(reference).is_file():
+                raise ResolveError(f"no file {reference}")
+            sides.append(Path(reference))
+            continue
+        if reference.endswith(".pt2"):
+            module, example = folders.read_program(Path(reference), trust_pickle)
+        else:
+            loaded = open_network(reference, trust_pickle=trust_pickle)
+            module, example = loaded.model, loaded.inputs
+        sides.append(module)
+        inputs = inputs if inputs is not None else example
+    checks = verify_pair(sides[0], sides[1], inputs=inputs, tolerance=tolerance)
+    passed = all(check.passed for check in checks)
+    return {"first": first, "second": second, "passed": passed, "checks": [check.as_dict() for check in checks]}

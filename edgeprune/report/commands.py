@@ -1,0 +1,118 @@
+"""What each command prints at the end, as text: the result, then the next command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune.report import quantities as q
+from edgeprune.report.stages import metrics_text
+from edgeprune.report.text import bench_table, checks_table, compress_table, inspect_table, table
+from edgeprune.values import Json
+
+if TYPE_CHECKING:
+    from edgeprune.targets import Target
+
+
+def run_text(result: Json, folder: str, width: int) -> str:
+    """Return what `compress` ends with: the table, the verdict, the report and the next command."""
+    source = result["workload"]["source"]
+    other = 0.75 if result["settings"]["prune"]["ratio"] < 0.6 else 0.25
+    return "\n".join(
+        [
+            compress_table(result, width),
+            f" verdict: {result['verdict']['text']}",
+            f" report: {Path(folder) / 'report.html'}",
+            f" next: edgeprune compress {source} --ratio {other}   then  edgeprune report runs/* -o report.html",
+        ]
+    )
+
+
+def inspect_text(found: Json, width: int) -> str:
+    """Return what `inspect` shows of a network."""
+    following = f"next: edgeprune compress {found['workload']} --ratio 0.5"
+    return f"{inspect_table(found['network'], found['groups'], width)}\n{following}"
+
+
+def artifact_text(artifact: Json) -> str:
+    """Return what `inspect` shows of an `.onnx` or `.tflite` file."""
+    lines = [f"{artifact['path']}  {artifact['format']} {artifact['precision']}  {q.size(artifact['size_bytes'])}"]
+    for side in ("inputs", "outputs"):
+        lines += [f" {side[:-1]:<8}{spec['name']}  {q.shape(spec['shape'])} {spec['dtype']}" for spec in artifact[side]]
+    lines += [f" {key}: {value}" for key, value in sorted(artifact["metadata"].items())]
+    lines += [f" sha256: {artifact['sha256']}", f"next: edgeprune bench {artifact['path']}"]
+    return "\n".join(lines)
+
+
+def prune_text(done: Json) -> str:
+    """Return what `prune` ends with."""
+    folder, network = done["folder"], done["network"]
+    before, after = network["params"]["dense"], network["params"]["pruned"]
+    macs = f"{q.macs(network['macs']['dense'])} -> {q.macs(network['macs']['pruned'])}"
+    limit = f"{done['check']['tolerance']:.0e}"
+    lines = [
+        f" {network['name']}  {q.count(before)} -> {q.count(after)} params, {macs}",
+        f" equals the masked dense network: max |diff| {q.difference(done['check']['max_abs'])}, limit {limit}",
+        f" wrote {folder}: {', '.join(done['files'])}",
+    ]
+    if done["no_program"] is not None:
+        lines.append(f" no pruned.pt2 ({done['no_program']}); plan.json and weights.safetensors rebuild the network")
+    lines.append(f" next: edgeprune finetune {folder}   or  edgeprune export {folder} -o {Path(folder) / 'model.onnx'}")
+    return "\n".join(lines)
+
+
+def finetune_text(done: Json) -> str:
+    """Return what `finetune` ends with."""
+    lines = [f" {name:<12} {metrics_text(values)}" for name, values in done["metrics"].items() if values]
+    epochs = len(done["history"])
+    lines.append(f" wrote {Path(done['folder']) / 'finetuned.safetensors'} after {epochs} epoch{'s' * (epochs != 1)}")
+    lines.append(f" next: edgeprune export {done['folder']} -o {Path(done['folder']) / 'model.onnx'}")
+    return "\n".join(lines)
+
+
+def export_text(done: Json, width: int) -> str:
+    """Return what `export` ends with."""
+    artifact = done["artifact"]
+    return "\n".join(
+        [
+            checks_table(done["checks"], width),
+            f" wrote {artifact['path']} {q.size(artifact['size_bytes'])}",
+            f" next: edgeprune bench {artifact['path']}",
+        ]
+    )
+
+
+def verification_text(found: Json, width: int) -> str:
+    """Return what `verify` shows: every check, and whether all passed."""
+    verdict = "equal" if found["passed"] else "NOT equal"
+    return f"{checks_table(found['checks'], width)}\n {found['first']} and {found['second']} are {verdict}"
+
+
+def measurements_text(found: Json, width: int) -> str:
+    """Return what `bench` and `compare` show: the table, and where nothing was compared, how to."""
+    lines = [bench_table(found["measurements"], found["comparisons"], width)]
+    if not found["comparisons"]:
+        lines.append(" next: name a second file of the same format to compare it with")
+    return "\n".join(lines)
+
+
+def targets_text(targets: Sequence[Target], width: int) -> str:
+    """Return the list of device profiles."""
+    cells = [
+        [target.name, target.transport, target.arch, ", ".join(target.runtimes), str(target.align), target.description]
+        for target in targets
+    ]
+    header = ["target", "reach", "arch", "runtimes", "align", "description"]
+    return f"{table(header, cells, 'llllrl', width)}\nnext: edgeprune targets NAME"
+
+
+def target_text(target: Target) -> str:
+    """Return one device profile, a line for each of its values."""
+    values = target.model_dump(mode="json", exclude_none=True)
+    size = max(map(len, values))
+    return "\n".join(f" {key:<{size}}  {_plain(value)}" for key, value in values.items())
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,91 @@
+"""One line of text for each stage of a run: what it achieved, from its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePath
+
+from edgeprune.report import quantities as q
+from edgeprune.values import Json
+
+
+def stage_text(stage: str, facts: Json, subject: str | None = None) -> str:
+    """Return what a finished stage achieved.
+
+    Args:
+        facts: What the stage recorded.
+        subject: The file it is about, shown for a stage that is not known here.
+    """
+    describe = _DESCRIPTIONS.get(stage)
+    return describe(facts) if describe is not None else subject or ""
+
+
+def _describe_plan(facts: Json) -> str:
+    groups = facts["groups"]
+    free = [group for group in groups if group["pinned"] is None]
+    before = sum(group["channels_before"] for group in free)
+    after = sum(group["channels_after"] for group in free)
+    return f"{len(free)} of {len(groups)} groups, {before} -> {after} channels, align {facts['align']}"
+
+
+def _describe_apply(facts: Json) -> str:
+    before = facts.get("before") or {}
+    params = f"{q.count(facts['params'])} params"
+    macs = q.macs(facts["macs"])
+    if before:
+        params = f"{q.count(before['params'])} -> {params}"
+        macs = f"{q.macs(before['macs'])} -> {macs}"
+    return f"{params}, {macs}, verified: {_difference([facts['check']])}"
+
+
+def _describe_metrics(facts: Json) -> str:
+    return metrics_text(facts.get("metrics")) or "no evaluate() in the workload"
+
+
+def _describe_finetune(facts: Json) -> str:
+    history = facts["history"]
+    if not history:
+        return "nothing trained"
+    losses = [value for name, value in history[-1]["train"].items() if name == "loss"]
+    parts = [f"{len(history)} epoch{'' if len(history) == 1 else 's'}"]
+    parts += [f"loss {losses[0]:.3g}"] if losses else []
+    parts += [metrics_text(facts["metrics"])] if facts["metrics"] else []
+    return "  ".join(parts)
+
+
+def _describe_export(facts: Json) -> str:
+    artifact = facts["artifact"]
+    return (
+        f"{PurePath(artifact['path']).name} {q.size(artifact['size_bytes'])} verified: {_difference(facts['checks'])}"
+    )
+
+
+def _describe_accuracy(facts: Json) -> str:
+    return f"{facts['artifact']} {metrics_text(facts['metrics'])} through its runtime"
+
+
+def _describe_bench(facts: Json) -> str:
+    failed = len(facts.get("failed") or ())
+    return f"{facts['rows']} measurements" + (f", {failed} failed" if failed else "")
+
+
+def metrics_text(metrics: Json | None) -> str:
+    """Return named metrics in one line."""
+    return "  ".join(f"{name} {q.metric(value)}" for name, value in (metrics or {}).items())
+
+
+def _difference(checks: list[Json]) -> str:
+    worst = max(checks, key=lambda check: check["max_rel"] / check["tolerance"])
+    return f"max |diff| {q.difference(worst['max_abs'])}, limit {worst['tolerance']:.0e}"
+
+
+_DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
+    "plan": _describe_plan,
+    "baseline": _describe_metrics,
+    "apply": _describe_apply,
+    "recalibrate": _describe_metrics,
+    "finetune": _describe_finetune,
+    "export": _describe_export,
+    "accuracy": _describe_accuracy,
+    "bench": _describe_bench,
+}
