@@ -58,7 +58,15 @@ def samples(rng: random.Random, p50_s: float, processes: int, runs: int) -> list
 def measurement(item: Json, role: str, p50_s: float, *, runs: int = 60, seed: int = 0) -> Json:
     rng = random.Random(f"{item['path']} {seed}")
     onnx = item["format"] == "onnx"
-    state = {"governor": None, "cpu_hz": [2.1e9, 2.1e9], "temperatures_c": [], "load_1m": 0.42}
+    state = {
+        "governor": None,
+        "frequency_hz": [2.1e9, 2.4e9],
+        "temperature_c": None,
+        "throttled": None,
+        "loadavg": [0.42, 0.5, 0.4],
+        "steal_ticks": 12,
+        "total_ticks": 90_000,
+    }
     return {
         "schema_version": SCHEMA,
         "row_id": f"{role}-{item['format']}-{seed}",
@@ -70,13 +78,22 @@ def measurement(item: Json, role: str, p50_s: float, *, runs: int = 60, seed: in
             **{key: item[key] for key in ("sha256", "size_bytes", "format", "precision", "path")},
         },
         "target": "host",
-        "device": {"name": "workbench", "cpu": "Intel Xeon 2.10 GHz", "cores": 2, "kernel": "Linux 6.18"},
+        "device": {
+            "id": "0f9c52b1a7de",
+            "machine": "x86_64",
+            "cpu": "Intel Xeon 2.10 GHz",
+            "board": None,
+            "cores": 2,
+            "os": "Debian GNU/Linux 12",
+            "kernel": "6.18.5",
+            "emulated": False,
+        },
         "runtime": {
             "name": "onnxruntime" if onnx else "tflite",
             "version": "1.32.0" if onnx else "2.3.0",
             "threads": 1,
         },
-        "method": {"processes": 5, "min_runs": 50, "min_seconds": 1.0, "clean_share_minimum": 0.8},
+        "method": {"processes": 5, "min_runs": 50, "min_seconds": 1.0, "batch_size": 1},
         "latency": {
             "p10_s": p50_s * 0.98,
             "p50_s": p50_s,
@@ -92,7 +109,7 @@ def measurement(item: Json, role: str, p50_s: float, *, runs: int = 60, seed: in
         "cpu": {"p50_s": p50_s * 0.996},
         "cold": {"import_s": 0.11, "load_s": 0.004, "first_s": p50_s * 9},
         "memory": {"rss_before_bytes": 41_000_000, "peak_rss_bytes": 48_500_000},
-        "env": {"before": state, "after": {**state, "load_1m": 0.61}},
+        "env": {"before": state, "after": {**state, "loadavg": [0.61, 0.5, 0.4]}},
         "quality": "ok",
         "reasons": [],
         "aa": {"ratio": 1.003, "ci95": [0.995, 1.01]},
@@ -115,6 +132,8 @@ def comparison(baseline: Json, other: Json) -> Json:
         "noise_floor": 0.01,
         "verdict": "faster" if ratio > 1.03 else "slower" if ratio < 0.97 else "no difference shown",
         "size_ratio": baseline["artifact"]["size_bytes"] / other["artifact"]["size_bytes"],
+        "paired": True,
+        "allowed": [],
     }
 
 
@@ -217,7 +236,8 @@ def result(name: str = "digits-r50", ratio: float = 0.5, scale: float = 0.36, to
         "measurements": measured,
         "comparisons": [comparison(measured[0], measured[1]), comparison(measured[2], measured[3])],
         "verdict": {
-            "text": "2.5x faster (onnx), 2.5x faster (tflite), 2.8x smaller, top1 -0.008",
+            "text": "onnx 2.51x faster (2.47 to 2.55), tflite 2.51x faster (2.47 to 2.55), 2.78x smaller, "
+            "top1 0.994 -> 0.986 (-0.008)",
             "passed": True,
             "budgets": [],
         },

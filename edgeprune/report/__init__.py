@@ -2,3 +2,9 @@
 
 Owns how numbers and verdicts look. Works on the dict form of results only; runs nothing and imports no torch.
 """
+
+from __future__ import annotations
+
+from edgeprune.report.html import render, write_report
+
+__all__ = ["render", "write_report"]

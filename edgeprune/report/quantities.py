@@ -7,8 +7,9 @@ shown as zero. Knows nothing of tables or HTML.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 NOT_MEASURED = "not measured"
 
@@ -176,6 +177,19 @@ def elapsed(seconds: float | None) -> str:
 def difference(value: float | None) -> str:
     """Return a numerical difference such as `3.4e-06`."""
     return NOT_MEASURED if value is None else f"{value:.1e}"
+
+
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "tflite": "TFLite"}
+
+
+def runtime(facts: Mapping[str, Any]) -> str:
+    """Return a runtime such as `ONNX Runtime 1.32.0, 1 thread` from name, version and threads; empty if unnamed."""
+    if not facts.get("name"):
+        return ""
+    text = RUNTIMES.get(str(facts["name"]), str(facts["name"]))
+    text += f" {facts['version']}" if facts.get("version") else ""
+    count = facts.get("threads")
+    return f"{text}, {count} thread{'' if count == 1 else 's'}" if count else text
 
 
 def shape(dimensions: Sequence[int | None]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgeprune.values import Json
 
@@ -35,6 +34,10 @@ class Row:
         return ((self.measurement or {}).get("runtime") or {}).get("threads")
 
     @property
+    def target(self) -> str | None:
+        return (self.measurement or {}).get("target")
+
+    @property
     def quality(self) -> str | None:
         """`ok`, `noisy`, `failed`, or None without a measurement."""
         return (self.measurement or {}).get("quality")
@@ -51,23 +54,22 @@ class Row:
         return "; ".join(dict.fromkeys(reasons)) or f"{self.quality}, no reason recorded"
 
 
-def join(
-    artifacts: Sequence[Json], measurements: Sequence[Json], comparisons: Sequence[Json] = ()
-) -> tuple[Row, ...]:
+def join(artifacts: Sequence[Json], measurements: Sequence[Json], comparisons: Sequence[Json] = ()) -> tuple[Row, ...]:
     """Return one row for each artifact and number of threads, baseline before model within each format.
 
     Args:
-        artifacts: Entries of `result["artifacts"]`; may be empty, the rows then come from the measurements
-        alone. measurements: Measurement dicts; a later one replaces an earlier one of the same artifact and
-        threads. comparisons: Comparison dicts, attached to their row by `row_id`.
+        artifacts: Entries of `result["artifacts"]`. Where empty, every measurement is a row of its own.
+        measurements: Measurement dicts; with artifacts, a later one replaces an earlier one of the same file
+            and threads.
+        comparisons: Comparison dicts, attached to their row by `row_id`.
     """
-    latest = {_key(item): item for item in measurements}
+    latest = {_key(item) if artifacts else item["row_id"]: item for item in measurements}
     compared = {item["row"]: item for item in comparisons}
     rows = []
     for entry in artifacts:
         artifact = entry["artifact"]
         place = (artifact["sha256"], entry["role"])
-        own = [item for key, item in latest.items() if (key[0], key[2]) == place]
+        own = [item for item in latest.values() if (item["artifact"]["sha256"], item["role"]) == place]
         for item in own or (None,):
             rows.append(_row(artifact, entry["role"], entry.get("metrics"), item, compared))
     known = {entry["artifact"]["sha256"] for entry in artifacts}
@@ -76,9 +78,7 @@ def join(
             rows.append(_row(item["artifact"], item["role"], None, item, compared))
     formats = list(dict.fromkeys(row.format for row in rows))
     roles = {"baseline": 0, "model": 1}
-    return tuple(
-        sorted(rows, key=lambda row: (formats.index(row.format), row.threads or 0, roles.get(row.role, 2)))
-    )
+    return tuple(sorted(rows, key=lambda row: (formats.index(row.format), row.threads or 0, roles.get(row.role, 2))))
 
 
 def _key(measurement: Json) -> tuple[str, int | None, str]:
@@ -89,9 +89,7 @@ def _key(measurement: Json) -> tuple[str, int | None, str]:
     )
 
 
-def _row(
-    artifact: Json, role: str, metrics: Json | None, measurement: Json | None, compared: dict[str, Json]
-) -> Row:
+def _row(artifact: Json, role: str, metrics: Json | None, measurement: Json | None, compared: dict[str, Json]) -> Row:
     path = str(artifact.get("name") or artifact.get("path") or "?")
     return Row(
         name=path.replace("\\", "/").rpartition("/")[2],
@@ -135,13 +133,26 @@ def front(points: Sequence[tuple[float, float]], smaller_second: bool) -> tuple[
     return tuple(chosen)
 
 
-def place_of(measurement: Json) -> tuple[str, str, Any, str]:
-    """Return what two measurements must share for their latencies to be comparable across runs.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What two measurements must share for their latencies to stand in one plot."""
 
-    It is the target's name, the device's own name or model, the threads and the clock.
-    """
-    target, device = measurement.get("target"), measurement.get("device") or {}
-    name = target.get("name") if isinstance(target, dict) else target
-    cpu = device.get("cpu") or device.get("model") or device.get("name") or ""
-    clock = (measurement.get("latency") or {}).get("clock") or "wall"
-    return str(name), str(cpu), (measurement.get("runtime") or {}).get("threads"), str(clock)
+    target: str
+    device: str
+    device_id: str
+    threads: int | None
+    batch_size: int | None
+    clock: str
+
+
+def place_of(measurement: Json) -> Place:
+    """Return where and how a measurement was made."""
+    device, runtime = measurement.get("device") or {}, measurement.get("runtime") or {}
+    return Place(
+        target=str(measurement.get("target")),
+        device=str(device.get("board") or device.get("cpu") or device.get("machine") or ""),
+        device_id=str(device.get("id")),
+        threads=runtime.get("threads"),
+        batch_size=(measurement.get("method") or {}).get("batch_size"),
+        clock=str((measurement.get("latency") or {}).get("clock") or "wall"),
+    )

@@ -73,16 +73,16 @@ def bench_table(measurements: Sequence[Json], comparisons: Sequence[Json], width
 
 def _artifacts(rows: Sequence[Row], width: int) -> str:
     names = metric_names(rows)
-    threads = len({row.threads for row in rows if row.threads is not None}) > 1
+    extra = _differing(rows)
     times = q.time_unit(row.latency.get("p50_s") for row in rows)
     sizes = q.size_unit(row.size_bytes for row in rows)
-    header = ["", "size", *names, *(["threads"] if threads else []), "latency p50", "p90", "vs baseline"]
-    align = "lr" + "r" * len(names) + ("r" if threads else "") + "lrl"
+    header = ["", "size", *names, *extra, "latency p50", "p90", "vs baseline"]
+    align = "lr" + "r" * (len(names) + len(extra)) + "lrl"
     cells = []
-    for row in rows:
+    for index, row in enumerate(rows):
         line = [row.name, q.size(row.size_bytes, sizes)]
         line += [q.metric(row.metrics.get(name)) for name in names]
-        line += [str(row.threads or "-")] if threads else []
+        line += [values[index] for values in extra.values()]
         cells.append([*line, _p50(row, times), _p90(row, times), against_baseline(row)])
     _align_spread(cells, len(header) - 3)
     parts = [table(header, cells, align, width)]
@@ -90,6 +90,19 @@ def _artifacts(rows: Sequence[Row], width: int) -> str:
         if row.problem:
             parts += _wrap(f" {row.name} {row.quality}: {row.problem}", width, "   ")
     return "\n".join(parts)
+
+
+def _differing(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the columns that are only worth showing when the rows differ in them."""
+    columns: dict[str, list[int | str | None]] = {
+        "threads": [row.threads for row in rows],
+        "target": [row.target for row in rows],
+    }
+    return {
+        title: [str(value or "-") for value in values]
+        for title, values in columns.items()
+        if len({value for value in values if value is not None}) > 1
+    }
 
 
 def _p50(row: Row, unit: q.Unit) -> str:
@@ -143,9 +156,7 @@ def inspect_table(network: Json, groups: Sequence[Json], width: int = 100) -> st
         prunable = "yes" if group["pinned"] is None else f"no   {group['pinned']}{place}"
         cells.append([group["name"], str(group["channels"]), tied, _share(group.get("macs_share")), prunable])
     if cells:
-        lines.append(
-            table(["group", "channels", "tied tensors", "share of MACs", "prunable"], cells, "lrrrl", width)
-        )
+        lines.append(table(["group", "channels", "tied tensors", "share of MACs", "prunable"], cells, "lrrrl", width))
     free = [group for group in groups if group["pinned"] is None]
     summary = f"{len(groups)} group{'' if len(groups) == 1 else 's'}, {len(free)} prunable"
     if network.get("prunable_share") is not None:
@@ -183,6 +194,4 @@ def checks_table(checks: Sequence[Json], width: int = 100) -> str:
         ]
         for check in checks
     ]
-    return table(
-        ["check", "inputs", "batch", "max |diff|", "relative", "limit", "result"], cells, "llrrrrl", width
-    )
+    return table(["check", "inputs", "batch", "max |diff|", "relative", "limit", "result"], cells, "llrrrrl", width)
