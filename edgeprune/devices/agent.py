@@ -315,9 +315,7 @@ def _open(artifact: dict[str, Any], threads: int, seed: int) -> _Opened:
     except Exception as error:
         shapes = ", ".join(f"{info[0]} {array.shape}" for info, array in zip(file.inputs, arrays))
         text = " ".join(str(error).split())[:500]
-        raise AgentError(
-            "artifact", f"{artifact['path']} fails on random inputs ({shapes}): {text}"
-        ) from error
+        raise AgentError("artifact", f"{artifact['path']} fails on random inputs ({shapes}): {text}") from error
     return _Opened(str(artifact["id"]), file, arrays, load_s, time.perf_counter() - start)
 
 
@@ -402,9 +400,7 @@ def run_outputs(request: dict[str, Any]) -> dict[str, Any]:
     return {"runtime": _runtime_facts(file, int(request["threads"])), "samples": samples, "outputs": names}
 
 
-def random_inputs(
-    infos: Sequence[TensorInfo], specs: Sequence[dict[str, Any]], seed: int
-) -> list[np.ndarray]:
+def random_inputs(infos: Sequence[TensorInfo], specs: Sequence[dict[str, Any]], seed: int) -> list[np.ndarray]:
     """Return random inputs in the range the request gives; a free size is the request's, or 1."""
     rng = np.random.default_rng(seed)
     arrays = []
@@ -448,7 +444,7 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
     model = re.search(r"^(?:model name|Hardware|Model)\s*:\s*(.+)$", cpuinfo, re.M)
     board = (_read("/proc/device-tree/model") or "").strip("\0\n ")
     x86_cpu = re.search("GenuineIntel|AuthenticAMD", cpuinfo) is not None
-    arm_on_x86 = machine.startswith(("aarch64", "arm")) and x86_cpu
+    under_qemu = x86_cpu or (not board and any(name.startswith("QEMU_") for name in os.environ))
     return {
         "id": hashlib.sha256(identity.strip().encode()).hexdigest()[:12],
         "machine": machine,
@@ -463,7 +459,7 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "emulated": arm_on_x86 or any(name.startswith("QEMU_") for name in os.environ),
+        "emulated": machine.startswith(("aarch64", "arm")) and under_qemu,
         "agent_version": AGENT_VERSION,
         "runtimes": _probe_runtimes() if request.get("runtimes", True) else None,
         "env": environment(),
@@ -589,7 +585,7 @@ def _say(message: dict[str, Any]) -> None:
 
 
 def _end_with_stdin() -> None:
-    while sys.stdin.buffer.read(4096):
+    while os.read(0, 4096):  # not sys.stdin, whose lock a blocked reader would hold at exit
         continue
     os._exit(4)
 

@@ -73,9 +73,7 @@ class Device:
         try:
             with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
                 path = Path(folder) / "request.json"
-                path.write_text(
-                    json.dumps({"version": 1, "watchdog": True, **self._pushed(request)}), encoding="utf-8"
-                )
+                path.write_text(json.dumps({"version": 1, "watchdog": True, **self._pushed(request)}), encoding="utf-8")
                 argv = [self._python, self._transport.push(self._agent), command, self._transport.push(path)]
                 return self._run(argv, timeout_s, on_event)
         except DeviceError as error:
@@ -106,9 +104,7 @@ class Device:
 
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
             inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
-            named = {
-                f"s{s}_i{i}": array for s, arrays in enumerate(samples) for i, array in enumerate(arrays)
-            }
+            named = {f"s{s}_i{i}": array for s, arrays in enumerate(samples) for i, array in enumerate(arrays)}
             np.savez(inputs, **named)  # type: ignore[arg-type]  # numpy types the keywords as allow_pickle
             request = {
                 "artifact": {"id": path.name, "path": str(path)},

@@ -123,9 +123,7 @@ def _follow(
             fix="close other programs, or lower bench.max_seconds",
         ) from None
     readers[1].join(timeout=1.0)
-    return Finished(
-        returncode=returncode, stderr_tail="\n".join(entry for entry in tail if entry is not None)
-    )
+    return Finished(returncode=returncode, stderr_tail="\n".join(entry for entry in tail if entry is not None))
 
 
 def _read_lines(stream: IO[str], put: Callable[[str | None], None]) -> None:
