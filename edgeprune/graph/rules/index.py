@@ -90,7 +90,7 @@ def _start(call: Call, size: int) -> int | None:
 
 
 def _ask_balance(flow: Flow, call: Call, label: Label, blocks: int) -> None:
-    if 1 < blocks <= MAX_BLOCKS:
+    if 1 < blocks <= MAX_BLOCKS and label is not None and blocks < label.shape[1]:
         flow.balance(label, blocks, call, f"{call.name} in the code")
     else:
         flow.pin(label, call, "cut at a position that is written in the code", fix="cut by a share: x.chunk(2, 1)")
