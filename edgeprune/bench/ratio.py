@@ -21,6 +21,7 @@ ProcessSamples = Mapping[str, Any]
 
 LEAST_CLEAN_ROUNDS = 30
 LEAST_CLEAN_SHARE = 0.25
+MOST_ZERO_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,12 @@ class Ratio:
 
     def as_dict(self) -> dict[str, Any]:
         return {"ratio": self.ratio, "ci95": [self.low, self.high], "clock": self.clock}
+
+
+def cpu_clock_is_fine(processes: Sequence[ProcessSamples]) -> bool:
+    """Return whether the CPU clock resolves single runs; some systems advance it in steps of milliseconds."""
+    times = np.concatenate([np.asarray(samples["cpu_s"], dtype=np.float64) for samples in processes])
+    return float(np.mean(times <= 0)) <= MOST_ZERO_SHARE
 
 
 def clean_runs(samples: ProcessSamples, threads: int) -> NDArray[np.bool_]:
@@ -50,9 +57,10 @@ def clean_runs(samples: ProcessSamples, threads: int) -> NDArray[np.bool_]:
 def choose_clock(artifacts: Sequence[Sequence[ProcessSamples]], threads: int) -> Clock:
     """Return the clock on which a group of artifacts is reported: wall time, if enough of it was uninterrupted.
 
-    CPU time stands for latency with one thread only, so several threads always get wall time.
+    CPU time stands for latency with one thread only, so several threads always get wall time, and so do machines
+    whose CPU clock is too coarse.
     """
-    if threads > 1:
+    if threads > 1 or not all(cpu_clock_is_fine(processes) for processes in artifacts):
         return "wall"
     for processes in artifacts:
         masks = [clean_runs(samples, threads) for samples in processes]
@@ -65,7 +73,7 @@ def choose_clock(artifacts: Sequence[Sequence[ProcessSamples]], threads: int) ->
 def headline_runs(processes: Sequence[ProcessSamples], clock: Clock, threads: int) -> list[Samples]:
     """Return per process the times that the median is taken of: clean wall times, or CPU times.
 
-    With several threads and hardly a clean run, all wall times are used.
+    Where wall times are asked for and hardly a run is clean, all of them are used.
     """
     if clock == "cpu":
         return [_array(samples, "cpu_s") for samples in processes]
@@ -87,12 +95,13 @@ def paired_ratio(
     """Return the ratio of two artifacts that ran in turn, from the ratios of single rounds.
 
     On the wall clock, rounds in which both were uninterrupted count. Where these are too few, CPU times of all
-    rounds do (one thread) or wall times of all rounds (several).
+    rounds do (one thread) or wall times of all rounds (several threads, or a coarse CPU clock).
     """
     masks = [clean_runs(x, threads) & clean_runs(y, threads) for x, y in zip(a, b, strict=True)]
     clean = sum(mask.sum() for mask in masks) >= LEAST_CLEAN_ROUNDS
     enough = clock == "wall" and clean and sum(mask.any() for mask in masks) * 2 > len(masks)
-    used: Clock = "wall" if enough or threads > 1 else "cpu"
+    fine = threads == 1 and cpu_clock_is_fine(a) and cpu_clock_is_fine(b)
+    used: Clock = "wall" if enough or not fine else "cpu"
     key = f"{used}_s"
     rounds = []
     for x, y, mask in zip(a, b, masks, strict=True):

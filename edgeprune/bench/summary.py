@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeprune.bench import statistics
 from edgeprune.bench.compare import noise_of
-from edgeprune.bench.ratio import Ratio, choose_clock, clean_runs, headline_runs, paired_ratio
+from edgeprune.bench.ratio import Ratio, choose_clock, clean_runs, cpu_clock_is_fine, headline_runs, paired_ratio
 from edgeprune.bench.rows import SCHEMA_VERSION, Clock, Measurement, Quality
 from edgeprune.config import BenchConfig
 from edgeprune.errors import DeviceError
@@ -211,7 +211,9 @@ def _medians(results: Sequence[Json], keys: Sequence[str]) -> Json:
 def _sample_reasons(samples: Sequence[Json], latency: Json, group: Group) -> list[str]:
     reasons = []
     share = latency["clean_share"]
-    if latency["clock"] == "cpu":
+    if not cpu_clock_is_fine(samples):
+        reasons.append("the CPU clock of this machine is too coarse to tell which runs were interrupted")
+    elif latency["clock"] == "cpu":
         reasons.append(f"only {share:.0%} of the runs had a core to themselves: CPU time stands in for latency")
     elif share < LEAST_QUIET_SHARE:
         reasons.append(f"only {share:.0%} of the runs had a core to themselves")
