@@ -24,7 +24,8 @@ from edgeprune.errors import ModelError, TraceError
 from edgeprune.workload import user_line
 
 # Operators that turn tensor data into Python numbers; on data from the inputs they mean data-dependent control flow.
-_SCALAR_READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"})
+# `numpy()` and `tolist()` show themselves by the `resolve_neg` that they call before they read.
+_READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "resolve_neg"})
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _TORCH = str(Path(torch.__file__).resolve().parent)
 
@@ -82,9 +83,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         depends = any(id(tensor) in self._from_inputs for tensor in inputs)
         where = source_line()
-        if name in _SCALAR_READS and depends:
+        if name in _READS and depends:
             raise TraceError(
-                "the network reads a value of its data into Python (control flow or a size depends on the data)",
+                "the network reads values of its data into Python (an if, a size or a computation outside torch)",
                 where=where,
                 fix="express the choice with torch.where or masks, or take it out of forward",
             )
