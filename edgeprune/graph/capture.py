@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -170,10 +171,32 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def output_tensors(result: Any) -> list[torch.Tensor]:
-    """Return the tensors of any output structure (tuples, lists, dicts, dataclasses) in a stable order."""
-    if hasattr(result, "__dataclass_fields__") and not isinstance(result, dict):
-        result = [getattr(result, field) for field in result.__dataclass_fields__]
-    return [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
+    """Return the tensors of any output structure in a stable order.
+
+    Looks into containers, dataclasses and the attributes of other objects, as deep as they go: a tensor that is missed
+    here would be taken for one that nobody needs.
+    """
+    found: list[torch.Tensor] = []
+    _collect(result, found, set())
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+        return
+    if id(value) in seen or isinstance(value, nn.Module | type | ModuleType | FunctionType):
+        return
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, tuple | list | set | frozenset):
+        parts = list(value)
+    else:
+        names = [*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())]
+        parts = [getattr(value, name) for name in names if hasattr(value, name)]
+    for part in parts:
+        _collect(part, found, seen)
 
 
 def source_line() -> str:
