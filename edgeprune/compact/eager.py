@@ -66,15 +66,14 @@ def compact(
 ) -> Compacted:
     """Remove all units but the kept ones; see `apply`."""
     masks = graph.masks(keep)
-    masked = masked_copy(model, masks)
-    expected = reference_outputs(masked, graph, keep, inputs)
+    expected = reference_outputs(masked_copy(model, masks), graph, keep, inputs)
     failures: list[EdgePruneError] = []
     for guess in (False, True):
         small = sliced(model, graph, masks, guess_sizes=guess)
         if small is None:
             continue
         try:
-            check = compare(expected, _run(small, inputs), inputs, masked, small, graph, keep)
+            check = compare(expected, _run(copy_model(small), inputs), inputs, model, small, graph, keep)
         except EdgePruneError as error:
             failures.append(error)
         else:
@@ -88,7 +87,7 @@ def compare(
     expected: list[torch.Tensor],
     found: list[torch.Tensor],
     inputs: tuple[torch.Tensor, ...],
-    masked: nn.Module,
+    model: nn.Module,
     small: nn.Module,
     graph: ChannelGraph,
     keep: Mapping[str, tuple[int, ...]],
@@ -102,7 +101,7 @@ def compare(
     if result.max_rel > TOLERANCE / 10 or not np.isfinite(result.max_rel):
         precise = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
         try:
-            reference = reference_outputs(copy_model(masked).double(), graph, keep, precise)
+            reference = reference_outputs(masked_copy(model, graph.masks(keep)).double(), graph, keep, precise)
             result = difference(reference, _run(copy_model(small).double(), precise))
         except (RuntimeError, EdgePruneError):  # a network that fixes float32 is judged in float32
             result = difference(expected, found)
@@ -127,8 +126,7 @@ def difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> Check
         if reference.numel() == 0:
             continue
         a, b = reference.double(), value.double()
-        same = (a == b) | (a.isnan() & b.isnan())
-        gap = float(torch.where(same, torch.zeros_like(a), (a - b).abs()).nan_to_num(nan=np.inf).max())
+        gap = float(torch.where(a == b, torch.zeros_like(a), (a - b).abs()).nan_to_num(nan=np.inf).max())
         finite = a[a.isfinite()]
         scale = max(float(finite.abs().max()) if finite.numel() else 0.0, 1e-6)
         if gap / scale >= worst[1]:
@@ -146,9 +144,11 @@ def difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> Check
 
 
 def _run(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Run a network on copies of the inputs; hand in a copy, as a forward may leave things behind in its module."""
+    own = tuple(tensor.clone() for tensor in inputs)
     try:
         with torch.inference_mode():
-            return output_tensors(model(*inputs))
+            return output_tensors(model(*own))
     except Exception as error:
         raise ModelError(
             f"the smaller network cannot run: {type(error).__name__}: {error}",

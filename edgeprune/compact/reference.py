@@ -45,7 +45,7 @@ def reference_outputs(
     """Run a masked copy with mask-aware statistics and return its outputs.
 
     Args:
-        masked: From `masked_copy`.
+        masked: From `masked_copy`, not run before: a forward may leave things behind in its module.
         keep: Kept units by group name, as in the plan.
     """
     alive = graph.alive(keep)
@@ -55,8 +55,9 @@ def reference_outputs(
         found = {key: mask for key, mask in found.items() if not mask.all()}
         if found:
             marks[statistic.call] = (statistic.name, found)
+    own = tuple(tensor.clone() for tensor in inputs)  # a forward may change its inputs in place
     with torch.inference_mode(), _MaskedCalls(marks):
-        return output_tensors(masked(*inputs))
+        return output_tensors(masked(*own))
 
 
 class _MaskedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -118,12 +118,15 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Record:
 
     Raises:
         TraceError: The forward fails, reads data into Python, or returns something without tensors.
-        ModelError: The network cannot be copied.
+        ModelError: The network cannot be copied, has parameters without a shape or returns NaN.
     """
     working = copy_model(model).eval()
+    inputs = tuple(tensor.clone() for tensor in inputs)  # a forward may change its inputs in place
     names: dict[int, list[str]] = {}
     known: dict[int, torch.Tensor] = {}
     for name, tensor in _named_tensors(working):
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(f"{name} has no shape yet", fix="run one forward before: model(*inputs)")
         names.setdefault(id(tensor), []).append(name)
         known[id(tensor)] = tensor
     recorder = Recorder(known, inputs)
@@ -141,9 +144,14 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Record:
     finally:
         for hook in hooks:
             hook.remove()
-    outputs = tuple(Ref(id(t), tuple(t.shape)) for t in output_tensors(result))
-    if not outputs:
+    returned = output_tensors(result)
+    if not returned:
         raise TraceError(f"{type(model).__name__} returned no tensor but {type(result).__name__}")
+    if any(bool(tensor.isnan().any()) for tensor in returned):
+        raise ModelError(
+            f"{type(model).__name__} returns NaN on the example inputs, so nothing can be compared with it",
+            fix="check the weights and the inputs of the workload",
+        )
     first = {key: found[0] for key, found in names.items()}
     return Record(
         calls=tuple(recorder.calls),
@@ -151,7 +159,7 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Record:
         names={found[0]: tuple(found) for found in names.values()},
         shapes={first[key]: tuple(tensor.shape) for key, tensor in known.items()},
         inputs=tuple(Ref(id(t), tuple(t.shape)) for t in inputs),
-        outputs=outputs,
+        outputs=tuple(Ref(id(t), tuple(t.shape)) for t in returned),
     )
 
 
