@@ -17,6 +17,7 @@ from edgeprune.values import Json
 CLEAN_SHARE = 0.98
 MOST_SAMPLES = 120
 HEIGHT_PX = 300
+SHOWN = 0.99
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ def latency_samples(name: str, rows: Sequence[Row]) -> Panel:
             places.setdefault((row.format, row.threads), []).append(row)
     if not places:
         return Panel(figures=(), legend=(), note="No raw samples were recorded.")
-    figures = tuple(_figure(f"{name}-{index}", members) for index, members in enumerate(places.values()))
+    drawn = [_figure(f"{name}-{index}", members) for index, members in enumerate(places.values())]
     legend = (
         Mark(label="baseline", color=DENSE[0], shape=DENSE[1]),
         Mark(label="model", color=run_mark(0)[0], shape=run_mark(0)[1]),
@@ -50,8 +51,12 @@ def latency_samples(name: str, rows: Sequence[Row]) -> Panel:
         Mark(label="median of the runs that count", color="var(--ink)", shape="line"),
     )
     most = max(len(sample["wall_s"]) for row in rows for sample in _samples(row))
-    note = f"At most {MOST_SAMPLES} runs of each process are drawn, evenly chosen." if most > MOST_SAMPLES else None
-    return Panel(figures=figures, legend=legend, note=note)
+    above = [wall for _, walls in drawn for wall in walls]
+    notes = [f"At most {MOST_SAMPLES} runs of each process are drawn, evenly chosen."] if most > MOST_SAMPLES else []
+    if above:
+        runs = f"{len(above)} slow run{'' if len(above) == 1 else 's'}"
+        notes.append(f"{runs}, the slowest of {q.duration(max(above))}, {'lie' if len(above) > 1 else 'lies'} above the plots.")
+    return Panel(figures=tuple(figure for figure, _ in drawn), legend=legend, note=" ".join(notes) or None)
 
 
 def clean_runs(sample: Json) -> list[bool]:
@@ -77,7 +82,8 @@ def _walls(row: Row) -> Iterator[float]:
         yield from sample["wall_s"]
 
 
-def _figure(name: str, rows: Sequence[Row]) -> Figure:
+def _figure(name: str, rows: Sequence[Row]) -> tuple[Figure, list[float]]:
+    """Return the plot of one runtime, and the wall times that lie above its upper end."""
     unit = q.time_unit(row.latency.get("p50_s") or _median(list(_walls(row))) for row in rows)
     processes = sorted({sample["process"] for row in rows for sample in _samples(row)})
     data = [trace for lane, row in enumerate(rows) for trace in _lane(row, lane, len(rows), processes, unit)]
@@ -85,9 +91,12 @@ def _figure(name: str, rows: Sequence[Row]) -> Figure:
     ticks = list(range(1, len(processes) + 1))
     x = axis("process", tickvals=ticks, ticktext=[str(tick) for tick in ticks])
     x |= {"showgrid": False, "range": [0.5, len(processes) + 0.5]}
-    y = _time_axis([wall / unit.scale for row in rows for wall in _walls(row)], unit)
+    walls = sorted(wall for row in rows for wall in _walls(row))
+    top = max(1.3 * walls[int(SHOWN * (len(walls) - 1))], 1.3 * max(_median(list(_walls(row))) for row in rows))
+    y = _time_axis(walls[0] / unit.scale, min(top, 1.05 * walls[-1]) / unit.scale, unit)
     title = q.runtime(runtime) or f".{rows[0].format}"
-    return Figure(name=name, title=title, height_px=HEIGHT_PX, data=data, layout=layout(x, y, HEIGHT_PX))
+    figure = Figure(name=name, title=title, height_px=HEIGHT_PX, data=data, layout=layout(x, y, HEIGHT_PX))
+    return figure, [wall for wall in walls if wall > top]
 
 
 def _lane(row: Row, lane: int, lanes: int, processes: Sequence[int], unit: q.Unit) -> Iterator[Json]:
@@ -132,15 +141,13 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def _time_axis(values: Sequence[float], unit: q.Unit) -> Json:
-    """Return a linear axis from zero, or a logarithmic one where the slowest run is over four times the fastest."""
-    low, high = min(values), max(values)
+def _time_axis(low: float, high: float, unit: q.Unit) -> Json:
+    """Return a linear axis from zero, or a logarithmic one where zero would press the fastest runs together."""
     title = f"latency, {unit.name}"
-    if low <= 0 or high / low <= 4:
-        return axis(title, rangemode="tozero")
-    steps = (1, 2, 5) if high / low < 50 else (1,)
-    ticks = [step * 10.0**power for power in range(-6, 10) for step in steps]
-    ticks = [tick for tick in ticks if low * 0.8 <= tick <= high * 1.25]
-    bounds = [math.log10(low * 0.85), math.log10(high * 1.15)]
+    if low <= 0 or high / low <= 10:
+        return axis(title, range=[0, high])
+    ticks = [step * 10.0**power for power in range(-6, 10) for step in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low * 0.8 <= tick <= high * 1.1]
+    bounds = [math.log10(low * 0.85), math.log10(high)]
     text = [f"{tick:g}" for tick in ticks]
     return axis(f"{title}, log scale", type="log", range=bounds, tickvals=ticks, ticktext=text)

@@ -126,7 +126,8 @@ def trade_off(name: str, points: Sequence[Point], metrics: Sequence[str]) -> Pan
         better = "lower" if lower_is_better(metric) else "higher"
         if pairs:
             title = f"{metric} against latency"
-            scale = axis(f"{label(metric, 24)}, {better} is better", tickformat="~g")
+            room = _room([value for _, value in pairs])
+            scale = axis(f"{label(metric, 24)}, {better} is better", tickformat="~g", **room)
             figures.append(_scatter(f"{name}-{len(figures)}", title, pairs, unit, scale, better == "lower"))
     sized = [(point, float(point.row.size_bytes)) for point in points if point.row.size_bytes is not None]
     if sized:
@@ -135,6 +136,16 @@ def trade_off(name: str, points: Sequence[Point], metrics: Sequence[str]) -> Pan
         scale = axis(f"size, {size_unit.name}", rangemode="tozero")
         figures.append(_scatter(f"{name}-size", "Size against latency", scaled, unit, scale, True))
     return Panel(figures=tuple(figures), legend=_trade_off_legend(points))
+
+
+def _room(values: Sequence[float | None]) -> Json:
+    """Return a range around values that are all equal; plotly would show whole units around them."""
+    known = {value for value in values if value is not None and math.isfinite(value)}
+    if len(known) != 1:
+        return {}
+    value = known.pop()
+    half = 0.01 * abs(value) or 0.01
+    return {"range": [value - half, value + half]}
 
 
 def _look(point: Point) -> tuple[str, str, bool]:
@@ -272,15 +283,16 @@ def _curves(
         data.append(_curve([0, *epochs], values, "validation " + key, "var(--run0)", "diamond"))
         if best is not None and values[best] is not None:
             data.append(_ring(best, values[best]))
-    steps_between = max(1, math.ceil(epochs[-1] / 8))
-    x = axis("epoch", dtick=steps_between, tick0=0, range=[-0.15, epochs[-1] + 0.15])
+    between = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(epochs)) if len(epochs) / step <= 10)
+    x = axis("epoch", dtick=between, tick0=0, range=[-0.03 * epochs[-1] - 0.1, 1.03 * epochs[-1] + 0.1])
+    y = axis("", tickformat="~g", **_room([value for trace in data for value in trace["y"]]))
     names = [*(f"training {key}" for key in trained), *(f"validation {key}" for key in validated)]
     return Figure(
         name=name,
         title=", ".join(names),
         height_px=230,
         data=data,
-        layout=layout(x, axis("", tickformat="~g"), 230),
+        layout=layout(x, y, 230),
     )
 
 
@@ -291,7 +303,7 @@ def _curve(x: list[int], y: list[float | None], text: str, color: str, shape: st
         "x": x,
         "y": y,
         "line": {"color": color, "width": 1.6},
-        "marker": {"symbol": shape, "size": 7, "color": color},
+        "marker": {"symbol": shape, "size": 7, "color": color, "maxdisplayed": 16},
         "hovertemplate": "%{text}<br>epoch %{x}: %{y:.4~g}<extra></extra>",
         "text": [label(text)] * len(x),
         "cliponaxis": False,

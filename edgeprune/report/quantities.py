@@ -136,12 +136,12 @@ def _prefixed(value: float) -> str:
     return f"{value:.0f}"
 
 
-def ratio(value: float | None, interval: Sequence[float | None] | None = None) -> str:
+def ratio(value: float | None, interval: Sequence[float | None] | None = None, places: int = 2) -> str:
     """Return a ratio such as `3.19x` or, with its interval, `3.19x ± 0.05`."""
     if value is None:
         return NOT_MEASURED
     half = half_width(interval)
-    return f"{value:.2f}x" + (f" ± {_at_least(half, 2)}" if half is not None else "")
+    return f"{value:.{places}f}x" + (f" ± {_at_least(half, places)}" if half is not None else "")
 
 
 def metric(value: float | None, places: int = 3) -> str:

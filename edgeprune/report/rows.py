@@ -78,7 +78,9 @@ def join(artifacts: Sequence[Json], measurements: Sequence[Json], comparisons: S
             rows.append(_row(item["artifact"], item["role"], None, item, compared))
     formats = list(dict.fromkeys(row.format for row in rows))
     roles = {"baseline": 0, "model": 1}
-    return tuple(sorted(rows, key=lambda row: (formats.index(row.format), row.threads or 0, roles.get(row.role, 2))))
+    fewest = min((row.threads for row in rows if row.threads is not None), default=1)
+    order = {id(row): (formats.index(row.format), row.threads or fewest, roles.get(row.role, 2)) for row in rows}
+    return tuple(sorted(rows, key=lambda row: order[id(row)]))
 
 
 def _key(measurement: Json) -> tuple[str, int | None, str]:

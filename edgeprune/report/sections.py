@@ -92,7 +92,7 @@ def _key_figures(result: Json, rows: Sequence[Row]) -> Iterator[KeyFigure]:
         yield KeyFigure(
             label=f"{runtime}{where}",
             value=q.ratio(comparison["ratio"]),
-            detail=f"{verdict}, 95 % interval {low:.2f} to {high:.2f}" if known else verdict,
+            detail=f"{verdict}, 95 % interval {low:.2f} to {high:.2f}" if known else verdict,
             tone=tables.TONES.get(verdict, "muted"),
         )
     for key, title, show in (("params", "Parameters", q.count), ("macs", "MACs", q.macs)):
@@ -115,7 +115,7 @@ def _worst(rows: Sequence[Row], role: str, metric: str) -> float | None:
 
 def _artifacts_note(result: Json) -> str:
     sources = {entry.get("metrics_source") for entry in result.get("artifacts") or [] if entry.get("metrics")}
-    text = "Latency is the median of the runs that count, ± half of its 95 % interval; p90 is of all runs."
+    text = "Latency is the median of the runs that count, ± half of its 95 % interval; p90 is of all runs."
     if sources == {"test_data"}:
         text += " Metrics are those of the files, run in their runtimes on test_data()."
     elif sources == {"evaluate"}:

@@ -25,7 +25,8 @@ def _describe_plan(facts: Json) -> str:
     free = [group for group in groups if group["pinned"] is None]
     before = sum(group["channels_before"] for group in free)
     after = sum(group["channels_after"] for group in free)
-    return f"{len(free)} of {len(groups)} groups, {before} -> {after} channels, align {facts['align']}"
+    removed = f" ({q.share(1 - after / before)} removed)" if before else ""
+    return f"{len(free)} of {len(groups)} groups, {before} -> {after} channels{removed}, align {facts['align']}"
 
 
 def _describe_apply(facts: Json) -> str:

@@ -151,7 +151,7 @@ def cold(rows: Sequence[Row]) -> Table:
         cells = (
             measured(q.NOT_MEASURED if runs is None else f"{runs:,}".replace(",", " ")),
             measured(q.share(row.latency.get("clean_share"))),
-            measured(q.ratio(aa.get("ratio"), aa.get("ci95"))),
+            measured(q.ratio(aa.get("ratio"), aa.get("ci95"), places=3)),
             measured(q.duration(start.get("load_s"))),
             measured(q.duration(start.get("first_s"))),
             measured(q.size(None if before is None or peak is None else peak - before)),

@@ -41,7 +41,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, widt
 def _block(header: Sequence[str], row: Sequence[str], width: int) -> str:
     """Write one row as its first cell and an indented line for each other cell that is not empty."""
     label = max(len(title) for title in header[1:]) if len(header) > 1 else 0
-    lines = [f" {row[0]}"]
+    lines = _wrap(f" {row[0]}", width, "   ")
     for title, cell in zip(header[1:], row[1:], strict=True):
         if cell:
             lines += _wrap(f"   {title.ljust(label)}{GAP}{cell}", width, "     ")
