@@ -1,0 +1,68 @@
+"""The program that runs litert-torch: captured program in, TFLite file out.
+
+It is started as a script in a process of its own, so that the converter's memory, its imports (jax) and its crashes
+stay there. It imports nothing of edgeprune. It ends by itself when its parent is gone.
+
+    python -P litert_child.py JOB.json
+
+The job names `program` (of torch.export.save), `inputs` and `outputs` (names in order) and `output` (the file).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+STORAGE_EXIT = 74
+
+
+def main() -> int:
+    """Convert one program. Returns 74 when the file cannot be written."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    content = convert(job)
+    try:
+        with open(job["output"], "wb") as file:
+            file.write(content)
+    except OSError as error:
+        sys.stderr.write(f"{error.strerror}\n")
+        return STORAGE_EXIT
+    return 0
+
+
+def convert(job: dict[str, object]) -> bytes:
+    """Return the TFLite file of a saved program."""
+    import litert_torch
+    import torch
+
+    program = torch.export.load(str(job["program"]))
+    network = program.module(check_guards=False)
+    in_names, out_names = list(job["inputs"]), list(job["outputs"])  # type: ignore[call-overload]
+
+    class Named(torch.nn.Module):
+        """The program with named inputs and outputs: the converter takes a signature's names from there."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.training = False  # a captured program is past its mode; eval() on it is an error
+
+        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return dict(zip(out_names, self.network(*(inputs[name] for name in in_names)), strict=True))
+
+    examples, _ = program.example_inputs
+    model = litert_torch.convert(Named(), sample_kwargs=dict(zip(in_names, examples, strict=True)))
+    return bytes(model.model_content())
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, which the parent holds open as long as it lives."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

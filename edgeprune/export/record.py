@@ -1,0 +1,155 @@
+"""The record that edgeprune leaves inside an artifact: version, batch, inputs, outputs and what the caller adds.
+
+Owns what the record says and where each format keeps it: an ONNX file as the metadata property `edgeprune`, a TFLite
+file as the metadata buffer of that name, both holding one JSON object of strings. Files without a record are fine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import ResolveError
+from edgeprune.values import Json, Precision, TensorSpec
+from edgeprune.version import VERSION
+
+KEY = "edgeprune"
+_OWN = ("inputs", "outputs", "structure")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What an artifact says about itself.
+
+    Shapes have None where the batch is, also when the file fixes it; `batch` is that fixed size, or None when any size
+    works. Dtypes are those of the PyTorch network. `values` holds everything else as text: `edgeprune` (the version),
+    `precision`, and the caller's entries such as `plan`.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    structure: Json
+    batch: int | None
+    values: dict[str, str]
+
+    def as_text(self) -> str:
+        """Return the JSON that goes into a file; equal records give equal text."""
+        values = {
+            **self.values,
+            "batch": "dynamic" if self.batch is None else str(self.batch),
+            "inputs": json.dumps([spec.as_dict() for spec in self.inputs]),
+            "outputs": json.dumps([spec.as_dict() for spec in self.outputs]),
+            "structure": json.dumps(self.structure),
+        }
+        return json.dumps(values, sort_keys=True)
+
+    def metadata(self) -> dict[str, str]:
+        """Return the short entries, those that an `Artifact` shows."""
+        return {**self.values, "batch": "dynamic" if self.batch is None else str(self.batch)}
+
+
+def own_values(precision: Precision, metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the entries of a new record: version, precision and the caller's."""
+    return {KEY: VERSION, "precision": precision, **{key: str(value) for key, value in (metadata or {}).items()}}
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record of a `.onnx` or `.tflite` file, None when it has none.
+
+    Raises:
+        ResolveError: The file cannot be read, or its record is damaged.
+    """
+    try:
+        text = _onnx_text(path) if path.suffix == ".onnx" else _tflite_text(path.read_bytes())
+    except OSError as error:
+        raise ResolveError(f"cannot read {path}: {error.strerror}") from error
+    if text is None:
+        return None
+    try:
+        values: dict[str, str] = json.loads(text)
+        batch = values.pop("batch")
+        own = {key: json.loads(values.pop(key)) for key in _OWN}
+        return Record(
+            inputs=tuple(TensorSpec.from_dict(spec) for spec in own["inputs"]),
+            outputs=tuple(TensorSpec.from_dict(spec) for spec in own["outputs"]),
+            structure=own["structure"],
+            batch=None if batch == "dynamic" else int(batch),
+            values=values,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResolveError(
+            f"the edgeprune record in {path} is damaged: {error}", fix="export the file again"
+        ) from error
+
+
+def add_to_tflite(content: bytes, record: Record) -> bytes:
+    """Return a TFLite file with the record added, and slices written with their full sizes."""
+    import flatbuffers
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    _spell_out_slices_(model, schema)
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(record.as_text().encode(), dtype=np.uint8)
+    entry = schema.MetadataT()
+    entry.name = KEY
+    entry.buffer = len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [item for item in model.metadata or [] if item.name != KEY.encode()] + [entry]
+    builder = flatbuffers.Builder(len(content) + len(buffer.data) + 4096)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _spell_out_slices_(model: Any, schema: Any) -> None:
+    """Replace a size of -1 ("to the end") in constant slices, which XNNPACK does not take over, in place."""
+    import numpy as np
+
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if model.operatorCodes[operator.opcodeIndex].builtinCode != schema.BuiltinOperator.SLICE:
+                continue
+            size = graph.tensors[operator.inputs[2]]
+            data = model.buffers[size.buffer].data
+            shape = graph.tensors[operator.outputs[0]].shape
+            if data is None or size.type != schema.TensorType.INT32 or shape is None or (shape <= 0).any():
+                continue
+            if (np.frombuffer(data.tobytes(), dtype="<i4") >= 0).all():
+                continue
+            # A tensor and a buffer of its own: the old ones may serve other slices too.
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(np.asarray(shape, dtype="<i4").tobytes(), dtype=np.uint8)
+            model.buffers.append(buffer)
+            tensor = schema.TensorT()
+            tensor.shape, tensor.type, tensor.name = size.shape, size.type, size.name
+            tensor.buffer = len(model.buffers) - 1
+            graph.tensors.append(tensor)
+            operator.inputs[2] = len(graph.tensors) - 1
+
+
+def _onnx_text(path: Path) -> str | None:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ResolveError(f"{path} is not an ONNX file: {error}") from error
+    return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+
+
+def _tflite_text(content: bytes) -> str | None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    if content[4:8] != b"TFL3":
+        return None
+    model = schema.Model.GetRootAs(content)
+    for index in range(model.MetadataLength()):
+        entry = model.Metadata(index)
+        if entry.Name() == KEY.encode():
+            return bytes(model.Buffers(entry.Buffer()).DataAsNumpy()).decode()
+    return None
