@@ -151,7 +151,7 @@ class Flow:
                 for label in self.of(ref):
                     self.pin(label, call, reason, fix=f"keep it, or write {call.name} with operators that are")
         for ref in refs(call.result):
-            if ref.id not in self.labels:
+            if len(self.labels.get(ref.id, ())) != len(ref.shape):  # new, or another rank in place
                 self.labels[ref.id] = [None] * len(ref.shape)
 
     def _remember(self, call: Call) -> None:

@@ -17,6 +17,9 @@ from edgeprune.graph.labels import Label, Pin
 )  # fmt: skip
 def reshape(flow: Flow, call: Call) -> None:
     """Split both shapes into segments of equal product; inside a segment merge all dimensions and split again."""
+    if np.prod(call.args["self"].shape) != np.prod(call.result.shape):  # view(dtype) of another width
+        flow.give_up(call)
+        return
     flow.set(
         call.result,
         reshaped(flow, call, flow.of(call.args["self"]), call.args["self"].shape, call.result.shape),
@@ -67,11 +70,8 @@ def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[lis
 def squeeze(flow: Flow, call: Call) -> None:
     """Dimensions of size 1 come and go; the others keep their order."""
     source = call.args["self"]
+    kept = [label for label, size in zip(flow.of(source), source.shape, strict=True) if size != 1]
     for result in refs(call.result):
-        if result.id == source.id:  # in place: the same tensor under a new shape
-            kept = [label for label, size in zip(flow.of(source), source.shape, strict=True) if size != 1]
-        else:
-            kept = [label for label, size in zip(flow.of(source), source.shape, strict=True) if size != 1]
         queue = iter(kept)
         flow.set(result, [next(queue) if size != 1 else None for size in result.shape])
 
