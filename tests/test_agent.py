@@ -298,6 +298,7 @@ def test_environment_reads_the_kernel_files(monkeypatch: pytest.MonkeyPatch) -> 
     }
     monkeypatch.setattr(agent, "_read", files.get)
     monkeypatch.setattr(agent.glob, "glob", lambda pattern: [p for p in files if agent_glob_fits(pattern, p)])
+    monkeypatch.setattr(agent.shutil, "which", lambda name: f"/usr/bin/{name}")
     answer = subprocess.CompletedProcess([], 0, stdout="throttled=0x50005\n")
     monkeypatch.setattr(agent.subprocess, "run", lambda *_, **__: answer)
     environment = agent.environment()

@@ -24,6 +24,7 @@ import platform
 import random
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -512,6 +513,8 @@ def peak_rss_bytes() -> int | None:
 
 
 def _throttled() -> str | None:
+    if shutil.which("vcgencmd") is None:
+        return None
     try:
         answer = subprocess.run(["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
