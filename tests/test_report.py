@@ -319,7 +319,7 @@ def test_lanes_mark_preempted_runs_and_count_what_lies_above() -> None:
     assert lost["y"] == [5000.0] * 5
     assert {y for y in medians["y"] if y is not None} == {1000.0}
     assert clean["marker"]["symbol"] != lost["marker"]["symbol"]
-    assert panel.note == "5 slow runs, the slowest of 5.00 ms, lie above the plots."
+    assert panel.note == "5 slow runs lie above the plots, up to 5.00 ms."
 
 
 def test_write_report_replaces_the_file_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,10 +32,11 @@ class _Dots:
         self.y.append(None if y is None else float(f"{y:.5g}"))
 
 
-def latency_samples(name: str, rows: Sequence[Row]) -> Panel:
+def latency_samples(name: str, rows: Sequence[Row], run: int = 0) -> Panel:
     """Plot the raw samples of every process, one plot for each runtime and number of threads.
 
-    More than `MOST_SAMPLES` runs in a lane are thinned evenly, and the note says so.
+    The model's marks are those of its run in the plots across runs. More than `MOST_SAMPLES` runs in a lane are
+    thinned evenly, and the note says so.
     """
     places: dict[tuple[str, int | None], list[Row]] = {}
     for row in rows:
@@ -43,10 +44,10 @@ def latency_samples(name: str, rows: Sequence[Row]) -> Panel:
             places.setdefault((row.format, row.threads), []).append(row)
     if not places:
         return Panel(figures=(), legend=(), note="No raw samples were recorded.")
-    drawn = [_figure(f"{name}-{index}", members) for index, members in enumerate(places.values())]
+    drawn = [_figure(f"{name}-{index}", members, run_mark(run)) for index, members in enumerate(places.values())]
     legend = (
         Mark(label="baseline", color=DENSE[0], shape=DENSE[1]),
-        Mark(label="model", color=run_mark(0)[0], shape=run_mark(0)[1]),
+        Mark(label="model", color=run_mark(run)[0], shape=run_mark(run)[1]),
         Mark(label="preempted, not counted", color="var(--bad)", shape="x"),
         Mark(label="median of the runs that count", color="var(--ink)", shape="line"),
     )
@@ -55,7 +56,9 @@ def latency_samples(name: str, rows: Sequence[Row]) -> Panel:
     notes = [f"At most {MOST_SAMPLES} runs of each process are drawn, evenly chosen."] if most > MOST_SAMPLES else []
     if above:
         runs = f"{len(above)} slow run{'' if len(above) == 1 else 's'}"
-        notes.append(f"{runs}, the slowest of {q.duration(max(above))}, {'lie' if len(above) > 1 else 'lies'} above the plots.")
+        notes.append(
+            f"{runs}, the slowest of {q.duration(max(above))}, {'lie' if len(above) > 1 else 'lies'} above the plots."
+        )
     return Panel(figures=tuple(figure for figure, _ in drawn), legend=legend, note=" ".join(notes) or None)
 
 
@@ -82,11 +85,15 @@ def _walls(row: Row) -> Iterator[float]:
         yield from sample["wall_s"]
 
 
-def _figure(name: str, rows: Sequence[Row]) -> tuple[Figure, list[float]]:
+def _figure(name: str, rows: Sequence[Row], look: tuple[str, str]) -> tuple[Figure, list[float]]:
     """Return the plot of one runtime, and the wall times that lie above its upper end."""
     unit = q.time_unit(row.latency.get("p50_s") or _median(list(_walls(row))) for row in rows)
     processes = sorted({sample["process"] for row in rows for sample in _samples(row)})
-    data = [trace for lane, row in enumerate(rows) for trace in _lane(row, lane, len(rows), processes, unit)]
+    data: list[Json] = []
+    for lane, row in enumerate(rows):
+        offset = (lane - (len(rows) - 1) / 2) * 0.84 / len(rows)
+        centres = {process: position + 1 + offset for position, process in enumerate(processes)}
+        data += _lane(row, centres, 0.34 / len(rows), unit, DENSE if row.role == "baseline" else look)
     runtime = (rows[0].measurement or {}).get("runtime") or {}
     ticks = list(range(1, len(processes) + 1))
     x = axis("process", tickvals=ticks, ticktext=[str(tick) for tick in ticks])
@@ -99,12 +106,11 @@ def _figure(name: str, rows: Sequence[Row]) -> tuple[Figure, list[float]]:
     return figure, [wall for wall in walls if wall > top]
 
 
-def _lane(row: Row, lane: int, lanes: int, processes: Sequence[int], unit: q.Unit) -> Iterator[Json]:
+def _lane(row: Row, centres: dict[int, float], half: float, unit: q.Unit, look: tuple[str, str]) -> Iterator[Json]:
     """Yield the traces of one artifact: runs that count, runs that do not, and the median of each process."""
     clean, lost, medians = _Dots(), _Dots(), _Dots()
-    half = 0.34 / lanes
     for sample in _samples(row):
-        middle = processes.index(sample["process"]) + 1 + (lane - (lanes - 1) / 2) * 0.84 / lanes
+        middle = centres[sample["process"]]
         walls, counts = sample["wall_s"], clean_runs(sample)
         for index in range(0, len(walls), max(1, math.ceil(len(walls) / MOST_SAMPLES))):
             x = middle - half + 2 * half * index / max(1, len(walls) - 1)
@@ -114,7 +120,7 @@ def _lane(row: Row, lane: int, lanes: int, processes: Sequence[int], unit: q.Uni
             medians.add(middle - half * 1.1, _median(counted) / unit.scale)
             medians.add(middle + half * 1.1, _median(counted) / unit.scale)
             medians.add(None, None)
-    color, shape = DENSE if row.role == "baseline" else run_mark(0)
+    color, shape = look
     yield _cloud(clean, row.name, unit, {"symbol": shape, "size": 4, "color": color, "opacity": 0.5})
     if lost.x:
         cross = {"symbol": "x-thin", "size": 5, "line": {"width": 1, "color": "var(--bad)"}}

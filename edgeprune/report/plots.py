@@ -225,7 +225,7 @@ def _dot(point: Point, x: float, y: float, unit: q.Unit, on_front: bool) -> Json
     }
 
 
-def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int | None) -> Panel:
+def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int | None, run: int = 0) -> Panel:
     """Plot every training and validation value over the epochs.
 
     Losses of both sides share one plot. Epoch 0 is the pruned network before fine-tuning; the dotted line
@@ -245,12 +245,12 @@ def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int 
             plots.append((key, [key] if key in trained and key != "loss" else [], [key] if key in validated else []))
     before = metrics.get("recalibrated") or metrics.get("pruned") or {}
     figures = tuple(
-        _curves(f"{name}-{index}", plot, history, before, metrics.get("dense") or {}, best_epoch)
+        _curves(f"{name}-{index}", plot, history, (before, metrics.get("dense") or {}), best_epoch, run_mark(run))
         for index, plot in enumerate(plots[:4])
     )
     legend = [
         Mark(label="training", color="var(--dense)", shape="circle"),
-        Mark(label="validation", color="var(--run0)", shape="diamond"),
+        Mark(label="validation", color=run_mark(run)[0], shape=run_mark(run)[1]),
         Mark(label="dense network, validation", color="var(--muted)", shape="line-dot"),
     ]
     if best_epoch is not None:
@@ -264,11 +264,11 @@ def _curves(
     name: str,
     plot: tuple[str, list[str], list[str]],
     history: Sequence[Json],
-    before: Json,
-    dense: Json,
+    references: tuple[Json, Json],
     best_epoch: int | None,
+    look: tuple[str, str],
 ) -> Figure:
-    _, trained, validated = plot
+    (_, trained, validated), (before, dense) = plot, references
     epochs = list(range(1, len(history) + 1))
     best = next((i + 1 for i, record in enumerate(history) if record["epoch"] == best_epoch), None)
     data: list[Json] = []
@@ -277,10 +277,10 @@ def _curves(
             data.append(_reference(0, epochs[-1], dense[key]))
     for key in trained:
         values = [(record.get("train") or {}).get(key) for record in history]
-        data.append(_curve(epochs, values, "training " + key, "var(--dense)", "circle"))
+        data.append(_curve(epochs, values, "training " + key, DENSE))
     for key in validated:
         values = [before.get(key), *((record.get("validation") or {}).get(key) for record in history)]
-        data.append(_curve([0, *epochs], values, "validation " + key, "var(--run0)", "diamond"))
+        data.append(_curve([0, *epochs], values, "validation " + key, look))
         if best is not None and values[best] is not None:
             data.append(_ring(best, values[best]))
     between = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(epochs)) if len(epochs) / step <= 10)
@@ -296,7 +296,8 @@ def _curves(
     )
 
 
-def _curve(x: list[int], y: list[float | None], text: str, color: str, shape: str) -> Json:
+def _curve(x: list[int], y: list[float | None], text: str, look: tuple[str, str]) -> Json:
+    color, shape = look
     return {
         "type": "scatter",
         "mode": "lines+markers",

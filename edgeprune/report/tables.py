@@ -22,14 +22,14 @@ def place_name(row: Row) -> str:
     return q.runtime((row.measurement or {}).get("runtime") or {}) or f".{row.format}"
 
 
-def artifacts(rows: Sequence[Row]) -> Table:
+def artifacts(rows: Sequence[Row], run: int = 0) -> Table:
     """Return the files of a run with size, metrics and latency, one block for each runtime and threads."""
     names = metric_names(rows)
     times = q.time_unit(row.latency.get("p50_s") for row in rows)
     sizes = q.size_unit(row.size_bytes for row in rows)
     blocks: dict[str, list[Line]] = {}
     for row in rows:
-        color, shape = plots.DENSE if row.role == "baseline" else plots.run_mark(0)
+        color, shape = plots.DENSE if row.role == "baseline" else plots.run_mark(run)
         line = Line(
             head=Cell(text=row.name),
             cells=_artifact_cells(row, names, times, sizes),
