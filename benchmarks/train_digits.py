@@ -28,9 +28,7 @@ SIZES = {"train": 1197, "validation": 240, "test": 360}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="store_true", help="write digits.npz from scikit-learn's copy first")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("-o", "--output", type=Path, default=FOLDER / "digits.safetensors")

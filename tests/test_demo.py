@@ -107,9 +107,7 @@ def test_the_template_runs_from_another_folder(tmp_path: Path) -> None:
         "from edgeprune.workload import *; w = load_workload('workload.py'); m = build_model(w);"
         "print(w.name, tuple(m(*example_inputs(w)).shape), call(w, 'evaluate', m)['top1'] > 0.9)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["workload", "(1,", "10)", "True"], done.stderr
 
 

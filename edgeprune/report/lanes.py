@@ -55,10 +55,8 @@ def latency_samples(name: str, rows: Sequence[Row], run: int = 0) -> Panel:
     above = [wall for _, walls in drawn for wall in walls]
     notes = [f"At most {MOST_SAMPLES} runs of each process are drawn, evenly chosen."] if most > MOST_SAMPLES else []
     if above:
-        runs = f"{len(above)} slow run{'' if len(above) == 1 else 's'}"
-        notes.append(
-            f"{runs}, the slowest of {q.duration(max(above))}, {'lie' if len(above) > 1 else 'lies'} above the plots."
-        )
+        runs = "1 slow run lies" if len(above) == 1 else f"{len(above)} slow runs lie"
+        notes.append(f"{runs} above the plots, up to {q.duration(max(above))}.")
     return Panel(figures=tuple(figure for figure, _ in drawn), legend=legend, note=" ".join(notes) or None)
 
 
