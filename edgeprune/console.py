@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +43,12 @@ class Console:
     last: Event | None = None
     _live: Progress | None = None
     _task: TaskID | None = None
-    _begun: dict[str, Json] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
         """Keep stdout for the result: what the user's code and libraries print goes to stderr."""
-        _log_to_stderr(self.verbose)
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with _logging_to_stderr(self.verbose), contextlib.redirect_stdout(sys.stderr):
                 yield
         finally:
             self._stop_live()
@@ -66,9 +64,9 @@ class Console:
             return
         self.last = event
         if event.state == "begin":
-            self._begun[event.stage] = event.facts
-            if event.facts.get("because"):
-                self._say(_line(event.stage, f"again: {'; '.join(event.facts['because'][:3])}"))
+            because = event.facts.get("because")
+            if because:
+                self._say(_line(event.stage, f"again: {'; '.join(because[:3])}"))
         if event.state in ("begin", "progress"):
             self._show_live(event)
         else:
@@ -115,7 +113,8 @@ class Console:
             self.show(measurements_text(found, width()), found)
         if not failed:
             return 0
-        error = DeviceError(f"{failed[0]['artifact']['name']} could not be measured: {failed[0]['error']}")
+        reason = (failed[0]["error"] or {}).get("message") or "; ".join(failed[0]["reasons"])
+        error = DeviceError(f"{failed[0]['artifact']['name']} could not be measured: {reason}")
         return self.show_error(error, found)
 
     def show_notice(self, notice: Notice) -> None:
@@ -135,7 +134,7 @@ class Console:
         self._stop_live()
         _error_line(f"{_styled('error:', 31)} {error.message}")
         if error.where:
-            _error_line(f"  --> {error.where}")
+            _error_line(f"  --> {_from_here(error.where)}")
         if error.fix:
             _error_line(f"  fix: {error.fix}")
         if self.verbose and error.__cause__ is not None:
@@ -245,18 +244,24 @@ def _live_display() -> Progress:
     )
 
 
-def _log_to_stderr(verbose: bool) -> None:
+@contextlib.contextmanager
+def _logging_to_stderr(verbose: bool) -> Iterator[None]:
     """Send log records and Python warnings to stderr with `-v`; without it only errors."""
-    logging.captureWarnings(True)
+    root, own = logging.getLogger(), logging.getLogger("edgeprune")
+    levels = root.level, own.level
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    root = logging.getLogger()
-    for old in [known for known in root.handlers if getattr(known, "edgeprune", False)]:
-        root.removeHandler(old)
-    handler.__dict__["edgeprune"] = True
+    logging.captureWarnings(True)
     root.addHandler(handler)
-    root.setLevel(logging.INFO if verbose else logging.ERROR)
-    logging.getLogger("edgeprune").setLevel(logging.INFO if verbose else logging.ERROR)
+    for logger in (root, own):
+        logger.setLevel(logging.INFO if verbose else logging.ERROR)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        logging.captureWarnings(False)
+        root.setLevel(levels[0])
+        own.setLevel(levels[1])
 
 
 def _write_log(folder: str | None, text: str) -> str:
@@ -266,6 +271,11 @@ def _write_log(folder: str | None, text: str) -> str:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     return name
+
+
+def _from_here(place: str) -> str:
+    """Return a path below the working directory as it is typed there."""
+    return place.removeprefix(f"{Path.cwd()}{os.sep}")
 
 
 def _error_line(text: str) -> None:

@@ -16,7 +16,8 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class RunDirectory:
         self._source_sha256 = source_sha256
         self._lock: int | None = None
         self._records: dict[str, StageRecord] = {}
+        self._unfinished: set[str] = set()
 
     def __enter__(self) -> RunDirectory:
         """Lock the directory and read its journal.
@@ -103,7 +105,9 @@ class RunDirectory:
             raise StorageError(f"cannot create {self.path}: {error.strerror}", fix="choose another -o") from error
         self._lock = _acquire(self.path / LOCK)
         try:
-            self._records = dict(_records(read_journal(self.path)))
+            lines = read_journal(self.path)
+            self._records = dict(_records(lines))
+            self._unfinished = _unfinished(lines)
             remove_temporary(self.path)
             header = {"event": "run", "workload": self._source, "workload_sha256": self._source_sha256}
             if _header(self.path) != (self._source, self._source_sha256):
@@ -151,6 +155,15 @@ class RunDirectory:
                 found.append(f"{name} changed")
         return found or [f"{name} is missing or was changed" for name in self.damaged(record)]
 
+    def was_interrupted(self, stage: str) -> bool:
+        """Return whether a stage began and did not finish, so that its files may be half new and half old."""
+        return stage in self._unfinished
+
+    def begin(self, key: StageKey) -> None:
+        """Write to the journal that a stage begins."""
+        self._append({"event": "begin", "stage": key.stage, "key": key.digest(), "time": time.time()})
+        self._unfinished.add(key.stage)
+
     def finish(self, key: StageKey, outputs: tuple[str, ...], facts: Json, seconds: float) -> StageRecord:
         """Append a finished stage to the journal and return its record."""
         digests = {}
@@ -171,6 +184,7 @@ class RunDirectory:
         body = {name: getattr(record, name) for name in StageRecord.__dataclass_fields__}
         self._append({"event": "stage", "time": time.time()} | body)
         self._records[key.stage] = record
+        self._unfinished.discard(key.stage)
         return record
 
     def _append(self, record: Json) -> None:
@@ -269,28 +283,28 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: It cannot be written or renamed; what `path` held before is untouched.
     """
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(exist_ok=False)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         raise _storage_error(path, error) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a folder: `.NAME.` and eight random characters."""
+    """Remove what a killed process left in a folder: files and folders named `.NAME.` and eight random characters."""
     for path in folder.glob(".*"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+        if _TEMPORARY.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str | None:
@@ -357,6 +371,11 @@ def _records(lines: list[Json]) -> Iterator[tuple[str, StageRecord]]:
         if line.get("event") == "stage" and all(name in line for name in fields):
             record = StageRecord(**{name: line[name] for name in fields})
             yield record.stage, record
+
+
+def _unfinished(lines: list[Json]) -> set[str]:
+    last = {line.get("stage"): line["event"] for line in lines if line.get("event") in ("begin", "stage")}
+    return {str(stage) for stage, event in last.items() if event == "begin"}
 
 
 def _plain(value: Any) -> Any:

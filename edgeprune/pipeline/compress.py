@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeprune import rundir
 from edgeprune.config import RunConfig, load_config
+from edgeprune.errors import ConfigError
 from edgeprune.pipeline import stages
 from edgeprune.pipeline.events import Event, Listener, ignore
 from edgeprune.pipeline.measuring import compare_rows
@@ -107,6 +109,7 @@ def _stages(session: Session) -> Json:
     config = session.prepared.config
     planned = stages.plan(session)
     dense = stages.baseline(session)
+    _check_metric(session, dense)
     applied = stages.apply(session, planned)
     recalibrated = stages.recalibrate(session, applied)
     final = stages.finetune(session, recalibrated or applied)
@@ -117,6 +120,29 @@ def _stages(session: Session) -> Json:
     scores = [stages.accuracy(session, record) for record in exported]
     records = {"dense": dense, "pruned": applied, "recalibrated": recalibrated, "finetuned": final}
     return _report(session, planned, records, list(zip(exported, scores, strict=True)))
+
+
+def _check_metric(session: Session, dense: StageRecord | None) -> None:
+    """Check that the metric which chooses the best epoch exists, before anything is trained."""
+    metric = session.prepared.config.finetune.metric
+    if metric is None:
+        return
+    known = list(dense.facts["metrics"]) if dense is not None else []
+    if metric not in known:
+        raise ConfigError(
+            f"finetune.metric = '{metric}', and evaluate() returns {', '.join(known) or 'nothing'}",
+            where=session.prepared.workload.source,
+            fix=f"-s finetune.metric={known[0]}" if known else "add  def evaluate(model): ...",
+        )
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null where a number is not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _report(
@@ -178,8 +204,9 @@ def _gather(
         "reproduce": [command(prepared.config, prepared.workload)],
         "stages": session.stages,
     }
-    result["verdict"] = judge(result, prepared.config)
-    return result
+    finite: Json = _finite(result)
+    finite["verdict"] = judge(finite, prepared.config)
+    return finite
 
 
 def _artifact(exported: StageRecord, scored: StageRecord | None) -> Json:

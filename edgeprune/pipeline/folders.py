@@ -6,6 +6,7 @@ holds the tensors. No pickled code is written, and none is loaded unless the use
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tomllib
@@ -258,8 +259,9 @@ def write_program(path: Path, model: nn.Module, inputs: tuple[torch.Tensor, ...]
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             _log.info("no .pt2 program: %s", error)
             continue
-        with rundir.replacing(path) as temporary:
-            torch.export.save(program, str(temporary))
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        rundir.write_atomic(path, content.getvalue())
         return None
     return reason
 
@@ -289,7 +291,6 @@ def read_program(path: Path, trust_pickle: bool = False) -> tuple[nn.Module, tup
 
 def _holds_code(path: Path) -> bool:
     """Return whether loading a `.pt2` file would unpickle anything besides plain tensors."""
-    import io
     import pickle
 
     import torch

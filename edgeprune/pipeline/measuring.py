@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeprune import rundir
 from edgeprune.config import RunConfig
@@ -15,7 +15,7 @@ from edgeprune.targets import find_target
 from edgeprune.values import Artifact, Json
 
 if TYPE_CHECKING:
-    from edgeprune.bench import Comparison, Measurement
+    from edgeprune.bench import BenchProgress, Comparison, Measurement
 
 ARTIFACT_SUFFIXES = (".onnx", ".tflite")
 
@@ -44,6 +44,7 @@ def bench(files: Sequence[str], config: RunConfig, *, baseline: str | None, list
         config.bench,
         roles=roles_of(artifacts, baseline),
         on_progress=bench_progress(listen),
+        seed=config.seed,
     )
     if config.output is not None:
         append_results(Path(config.output), rows)
@@ -56,11 +57,11 @@ def bench(files: Sequence[str], config: RunConfig, *, baseline: str | None, list
     }
 
 
-def bench_progress(listen: Listener) -> Callable[..., None]:
+def bench_progress(listen: Listener) -> Callable[[BenchProgress], None]:
     """Return a progress function for `measure` that tells the listener."""
 
-    def report(*values: Any) -> None:
-        listen(Event(stage="bench", state="progress", facts={"values": list(values)}))
+    def report(value: BenchProgress) -> None:
+        listen(Event(stage="bench", state="progress", facts={"text": value.text}, done=value.fraction, total=1.0))
 
     return report
 
@@ -82,12 +83,12 @@ def open_artifact(path: Path) -> Artifact:
     Raises:
         ResolveError: There is no such file, or it cannot be read.
     """
-    from edgeprune.export import read_artifact
-
     if path.suffix not in ARTIFACT_SUFFIXES:
         raise ResolveError(f"{path} is neither .onnx nor .tflite")
     if not path.is_file():
         raise ResolveError(f"no file {path}", fix="edgeprune export writes one")
+    from edgeprune.export import read_artifact
+
     return read_artifact(path)
 
 
@@ -99,8 +100,8 @@ def compare_rows(rows: Sequence[Measurement], practical: float) -> list[Comparis
     found = []
     for baseline in usable:
         if baseline.role == "baseline":
-            place = (baseline.artifact["format"], baseline.runtime["threads"])
-            others = [row for row in usable if (row.artifact["format"], row.runtime["threads"]) == place]
+            place = (baseline.artifact["format"], baseline.threads)
+            others = [row for row in usable if (row.artifact["format"], row.threads) == place]
             found += [
                 compare_measurements(baseline, row, practical=practical) for row in others if row.role != "baseline"
             ]
@@ -141,8 +142,9 @@ def compare(files: Sequence[str], *, allow: Sequence[str], practical: float) -> 
                 f"{files[0]} and {', '.join(files[1:])} have no row of the same role, format and threads",
                 fix="--allow threads compares different numbers of threads",
             )
+    used = {row_id for value in comparisons for row_id in (value.baseline_row, value.row)}
     return {
-        "measurements": [row.as_dict() for row in rows],
+        "measurements": [row.as_dict() for row in rows if row.row_id in used],
         "comparisons": [value.as_dict() for value in comparisons],
     }
 
@@ -182,7 +184,7 @@ def _latest(path: Path) -> dict[tuple[str, str, int], Measurement]:
     """Return the newest row of every role, format and number of threads of a file."""
     from edgeprune.bench import read_results
 
-    rows = {(row.role, row.artifact["format"], row.runtime["threads"]): row for row in read_results(path)}
+    rows = {(row.role, row.artifact["format"], row.threads): row for row in read_results(path)}
     if not rows:
         raise ResolveError(f"{path} holds no measurement", fix="edgeprune bench ... -o results.jsonl writes one")
     return rows

@@ -7,7 +7,6 @@ directory is told here, in seconds, and not after an hour of training.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.config import RunConfig
-from edgeprune.errors import ConfigError, MissingDependency
+from edgeprune.errors import ConfigError
 from edgeprune.pipeline.digests import code_digest, code_path, inputs_digest, seeded, state_digest
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
@@ -154,13 +153,13 @@ def check_format_packages(formats: Sequence[str]) -> None:
     """Check that the converters of formats are installed.
 
     Raises:
-        MissingDependency: `.tflite` is asked for and its converter is not installed.
+        MissingDependency: A converter is not installed.
     """
-    if "tflite" in formats and importlib.util.find_spec("litert_torch") is None:
-        raise MissingDependency(
-            ".tflite files need the converter litert-torch, which is not installed",
-            fix="pip install 'edgeprune[tflite]', or leave it out: -s export.formats='[\"onnx\"]'",
-        )
+    from edgeprune.export import onnx, tflite
+
+    checks = {"onnx": onnx.check_packages, "tflite": tflite.check_packages}
+    for name in formats:
+        checks[name]()
 
 
 def check_functions(config: RunConfig, workload: Workload) -> None:

@@ -77,6 +77,7 @@ def run_stage(session: Session, key: StageKey, work: Work, *, subject: str | Non
         return record
     because = session.run.changes(key)
     session.listen(Event(stage=name, state="begin", subject=subject, facts={"because": because}))
+    session.run.begin(key)
     started = time.perf_counter()
     with seeded(session.prepared.config.seed, key.stage):
         outputs, facts = work()
@@ -100,7 +101,6 @@ def plan(session: Session) -> StageRecord:
         from edgeprune.graph.cost import count_macs, count_params
         from edgeprune.pruning import make_plan, score
 
-        _keep_edited(session)
         graph = analyse(prepared.model, prepared.inputs)
         data, step = training_source(prepared.workload)
         wanted = config.criterion in GRADIENT_CRITERIA and data is not None
@@ -125,7 +125,11 @@ def plan(session: Session) -> StageRecord:
         }
         return (rundir.PLAN,), facts
 
-    return run_stage(session, key, work, subject=rundir.PLAN)
+    if session.run.reusable(key) is None:
+        _keep_edited(session)
+    record = run_stage(session, key, work, subject=rundir.PLAN)
+    _tell_rounding(session, record)
+    return record
 
 
 def baseline(session: Session) -> StageRecord | None:
@@ -265,10 +269,17 @@ def export(session: Session, role: str, form: str, final: StageRecord) -> StageR
             tolerance=config.tolerance,
             timeout_s=config.timeout_s,
         )
-        checks = [check.as_dict() for check in exported.checks]
-        return (name,), {"artifact": exported.artifact.as_dict() | {"path": name}, "checks": checks}
+        facts = {
+            "artifact": exported.artifact.as_dict() | {"path": name},
+            "checks": [check.as_dict() for check in exported.checks],
+            "notices": [notice.as_dict() for notice in exported.notices],
+        }
+        return (name,), facts
 
-    return run_stage(session, key, work, subject=name)
+    record = run_stage(session, key, work, subject=name)
+    for notice in record.facts["notices"]:
+        session.notice("export", Notice(**notice))
+    return record
 
 
 def _weights_and_plan(session: Session, final: StageRecord) -> dict[str, str]:
@@ -325,6 +336,7 @@ def bench(session: Session, exported: list[StageRecord]) -> StageRecord:
             config,
             roles=[Path(value["path"]).stem for value in facts],
             on_progress=bench_progress(session.listen),
+            seed=prepared.config.seed,
         )
         with rundir.replacing(session.path(rundir.ROWS)) as temporary:
             append_results(temporary, rows)
@@ -333,12 +345,26 @@ def bench(session: Session, exported: list[StageRecord]) -> StageRecord:
     return run_stage(session, key, work, subject=rundir.ROWS)
 
 
+def _tell_rounding(session: Session, record: StageRecord) -> None:
+    """Say where rounding to whole multiples left a ratio far from the one that was asked for."""
+    config = session.prepared.config.prune
+    free = [group for group in record.facts["groups"] if group["pinned"] is None]
+    before = sum(group["units_before"] for group in free)
+    done = 1 - sum(group["units_after"] for group in free) / before if before else 0.0
+    if config.max_macs is None and not config.ratios and abs(done - config.ratio) > 0.1:
+        text = f"ratio {config.ratio:g} became {done:.2f}: units are kept in multiples of {record.facts['align']}"
+        fix = "-s prune.align=8 rounds less; measure whether the runtime likes it"
+        session.notice("plan", Notice(code="rounded", text=text, fix=fix))
+
+
 def _keep_edited(session: Session) -> None:
     """Set aside a plan that was edited by hand before it is made again."""
     record = session.run.last("plan")
     path = session.path(rundir.PLAN)
     digest = rundir.file_digest(path)
     if record is None or digest is None or record.outputs.get(rundir.PLAN) == digest:
+        return
+    if session.run.was_interrupted("plan"):
         return
     aside = session.path(f"{rundir.PLAN}.edited")
     path.replace(aside)

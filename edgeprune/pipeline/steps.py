@@ -60,7 +60,13 @@ def inspect(config: RunConfig) -> Json:
         "size_bytes": params * 4,
         "inputs": [spec.as_dict() for spec in describe(loaded.inputs)],
     }
-    return {"workload": config.workload, "network": network, "groups": describe_groups(graph, None)}
+    groups = [row | {"channels": row["channels_before"]} for row in describe_groups(graph, None)]
+    return {
+        "workload": config.workload,
+        "pruned": loaded.plan is not None,
+        "network": network,
+        "groups": groups,
+    }
 
 
 def inspect_artifact(path: Path) -> Json:
@@ -249,8 +255,14 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
         tolerance=config.export.tolerance,
         timeout_s=config.export.timeout_s,
     )
-    facts = {"artifact": exported.artifact.as_dict(), "checks": [check.as_dict() for check in exported.checks]}
+    facts = {
+        "artifact": exported.artifact.as_dict(),
+        "checks": [check.as_dict() for check in exported.checks],
+        "notices": [notice.as_dict() for notice in exported.notices],
+    }
     listen(Event(stage="export", state="done", subject=str(path), facts=facts))
+    for notice in exported.notices:
+        listen(Event(stage="export", state="notice", notice=notice))
     return facts
 
 

@@ -32,6 +32,8 @@ def run_text(result: Json, folder: str, width: int) -> str:
 def inspect_text(found: Json, width: int) -> str:
     """Return what `inspect` shows of a network."""
     following = f"next: edgeprune compress {found['workload']} --ratio 0.5"
+    if found["pruned"]:
+        following = f"next: edgeprune export {found['workload']} -o {Path(found['workload']) / 'model.onnx'}"
     return f"{inspect_table(found['network'], found['groups'], width)}\n{following}"
 
 
