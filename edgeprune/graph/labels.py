@@ -137,7 +137,7 @@ class Atoms:
 
         One layer against one layer merges position by position. Otherwise every pair of layers contributes the
         connected components of its values; an atom that meets one component becomes its alias, one that meets several
-        is refined into their product. Positions that still differ are pinned with the given reason.
+        is refined into their product. Atoms that a position still has on one side only are pinned with the given reason.
         """
         a, b = self._fix_one_sided(a, b, pin)
         if a is None or b is None:
@@ -152,11 +152,10 @@ class Atoms:
             a, b = self._fix_one_sided(a, b, pin)
             if a is None or b is None:
                 return
-            differ = (_as_sets(a, len(b)) != _as_sets(b, len(a))).any(axis=0)
-            if not differ.any():
+            lonely = np.union1d(a[_missing(a, b)], b[_missing(b, a)])
+            if not len(lonely):
                 return
-            self.pin(a[:, differ], pin)
-            self.pin(b[:, differ], pin)
+            self.pin(lonely, pin)
 
     def split(self, label: Label, sizes: Sequence[int], pin: Pin) -> list[Label]:
         """Return labels for the factors that a dimension is viewed as; their flattening is joined with it."""
@@ -321,9 +320,7 @@ def _without_repeats(ids: Ids) -> Ids:
     return ids[ids.any(axis=1)] if ids.any() else ids[:1]
 
 
-def _as_sets(label: Ids, rows: int) -> Ids:
-    """Return the label with every column sorted and padded to at least `rows` rows, for comparison."""
-    height = max(rows, len(label))
-    padded = np.zeros((height, label.shape[1]), dtype=np.int64)
-    padded[: len(label)] = label
-    return np.sort(padded, axis=0)
+def _missing(label: Ids, other: Ids) -> NDArray[np.bool_]:
+    """Mark the entries of a label whose atom the other label does not have at that position."""
+    found = (label[:, None, :] == other[None, :, :]).any(axis=1)
+    return np.asarray(~found & (label != 0))
