@@ -32,10 +32,10 @@ def test_slow_phases_cancel_round_by_round() -> None:
 
 
 def test_only_rounds_in_which_both_were_clean_count() -> None:
-    wall_a, wall_b = [2.0] * 40, [1.0] * 40
-    wall_a[:10], wall_b[10:20] = [50.0] * 10, [90.0] * 10
-    a = [process(i, wall_a, [2.0] * 40) for i in range(2)]
-    b = [process(i, wall_b, [1.0] * 40) for i in range(2)]
+    wall_a, wall_b = [2.0] * 80, [1.0] * 80
+    wall_a[:50], wall_b[45:55] = [50.0] * 50, [90.0] * 10
+    a = [process(i, wall_a, [2.0] * 80) for i in range(2)]
+    b = [process(i, wall_b, [1.0] * 80) for i in range(2)]
     assert clean_runs(a[0], 1).sum() == 30
     assert paired_ratio(a, b, threads=1, clock="wall").ratio == pytest.approx(2.0)
 

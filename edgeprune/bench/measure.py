@@ -23,7 +23,7 @@ from edgeprune.values import Artifact, Json
 
 KEEP_ROUNDS = 250  # a process keeps this many rounds at least, and fewer than twice as many
 COLD_PROCESSES = 3  # fresh processes per artifact for memory and cold start
-ALLOWANCE_S = 120.0  # for starting a process, loading and the first inferences
+ALLOWANCE_S = 300.0  # for starting a process, loading and the first inferences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
