@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.values import Json
 
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
 
 class Section(BaseModel):
     """A frozen section; unknown keys are errors."""
@@ -27,14 +30,14 @@ class Section(BaseModel):
 class PruneConfig(Section):
     """What to remove. `ratio` is the fraction of units removed; `max_macs` (such as `0.5x`) replaces it."""
 
-    ratio: float = Field(0.5, ge=0, lt=1)
+    ratio: Ratio = 0.5
     max_macs: str | None = None
     criterion: str = "l2"
     scope: Literal["global", "local"] = "local"
-    align: Annotated[int, Field(ge=1)] | Literal["target"] = "target"
+    align: Count | Literal["target"] = "target"
     min_channels: int = Field(1, ge=1)
     keep: tuple[str, ...] = ()
-    ratios: dict[str, float] = Field(default_factory=dict)
+    ratios: dict[str, Ratio] = Field(default_factory=dict)
     batches: int = Field(8, ge=1, description="batches of train_data for data-driven criteria")
 
 
@@ -59,7 +62,7 @@ class FinetuneConfig(Section):
 class ExportConfig(Section):
     """Which files to make."""
 
-    formats: tuple[Literal["onnx", "tflite"], ...] = ("onnx", "tflite")
+    formats: tuple[Literal["onnx", "tflite"], ...] = Field(("onnx", "tflite"), min_length=1)
     dynamic_batch: bool = True
     tolerance: float = Field(1e-4, gt=0)
     timeout_s: float = Field(900.0, gt=0)
@@ -68,7 +71,7 @@ class ExportConfig(Section):
 class BenchConfig(Section):
     """How artifacts are timed. `practical` is the smallest relative difference that is called one."""
 
-    threads: tuple[int, ...] = (1,)
+    threads: tuple[Count, ...] = Field((1,), min_length=1)
     processes: int = Field(5, ge=1)
     min_runs: int = Field(50, ge=1)
     min_seconds: float = Field(1.0, ge=0)
@@ -111,7 +114,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), values: Mappin
         ConfigError: TOML syntax, an unknown key (the nearest known one is named), a wrong type or range.
     """
     data: Json = {}
-    source = "settings"
+    source = "the command line"
     if path is not None:
         source = str(path)
         try:
@@ -130,6 +133,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), values: Mappin
     return validate(data, source)
 
 
+_CHOICES = ("constrained-", "literal[")  # what pydantic adds to a place to say which alternative of a type it means
+
+
 def validate(data: Json, source: str = "settings") -> RunConfig:
     """Return the settings that a nested dict means.
 
@@ -140,7 +146,7 @@ def validate(data: Json, source: str = "settings") -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        parts = [str(part) for part in first["loc"]]
+        parts = [str(part) for part in first["loc"] if not str(part).startswith(_CHOICES)]
         key = ".".join(parts)
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,9 +29,9 @@ class Target(BaseModel):
     arch: str
     cores: int | None = Field(None, ge=1)
     memory_bytes: int | None = Field(None, ge=1)
-    runtimes: tuple[str, ...]
+    runtimes: tuple[Literal["onnxruntime", "tflite"], ...] = Field(min_length=1)
     align: int = Field(ge=1)
-    threads: tuple[int, ...] = (1,)
+    threads: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     cooldown_s: float = Field(0.0, ge=0)
     address_env: str | None = None
     source: str
@@ -76,7 +76,9 @@ def read_target(path: Path) -> Target:
     try:
         return Target.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ResolveError(f"cannot read target {path}: {error.strerror}", fix="edgeprune targets lists them") from error
+        raise ResolveError(
+            f"cannot read target {path}: {error.strerror}", fix="edgeprune targets lists them"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", where=str(path)) from error
     except ValidationError as error:

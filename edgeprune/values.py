@@ -6,6 +6,7 @@ people happens in `console.py` and `report/`.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -117,6 +118,11 @@ class Notice:
         return {"code": self.code, "text": self.text, "fix": self.fix}
 
 
+def lower_is_better(metric: str) -> bool:
+    """Return whether small values of a metric are good: it is named, or ends in, `loss` or `error`."""
+    return metric in ("loss", "error") or metric.endswith(("_loss", "_error"))
+
+
 _SIZE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
@@ -167,4 +173,7 @@ def _split_quantity(text: str, kind: str, example: str) -> tuple[float, str]:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise ConfigError(f"'{text}' is not {kind}", fix=f"write a number and a unit, such as {example}")
-    return float(match.group(1)), match.group(2)
+    value = float(match.group(1))
+    if not math.isfinite(value):
+        raise ConfigError(f"'{text}' is too large for {kind}", fix=f"write a number and a unit, such as {example}")
+    return value, match.group(2)

@@ -1,8 +1,8 @@
 """The user's side: the functions of a workload module, found, checked and called.
 
-A workload is a plain Python file (or `package.module:attribute` naming a function that returns the network). This
-module loads it, names what is missing or misspelt, and gives every other module one frozen object. It does not know
-what the functions are used for.
+A workload is a plain Python file, a module by its dotted name, or `package.module:attribute` naming a `Workload` or
+another module. This module loads it, names what is missing or misspelt, and gives every other module one frozen
+object. It does not know what the functions are used for.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ def load_workload(reference: str) -> Workload:
     if reference.endswith(".py"):
         module = _import_file(Path(reference))
         return _from_module(module, Path(reference).stem, reference)
+    if "/" in reference or Path(reference).is_file():
+        what = "is not a workload" if Path(reference).exists() else "does not exist"
+        raise ResolveError(
+            f"{reference} {what}", fix="a workload is a .py file or package.module:attribute; edgeprune init writes one"
+        )
     module_name, _, attribute = reference.partition(":")
     module = _import_name(module_name)
     if not attribute:
@@ -130,7 +135,7 @@ def call(workload: Workload, function: str, *args: Any) -> Any:
     """
     try:
         return getattr(workload, function)(*args)
-    except Exception as error:  # noqa: BLE001 the user's code may raise anything; it is reported, never hidden
+    except Exception as error:  # the user's code may raise anything; it is reported, never hidden
         raise ModelError(
             f"{function}() of the workload failed: {type(error).__name__}: {error}",
             where=user_line(error, workload.source),
@@ -166,9 +171,9 @@ def load_weights_(model: Model, path: str, trust_pickle: bool = False) -> None:
     missing = sorted(set(expected) - set(state))
     unknown = sorted(set(state) - set(expected))
     if missing or unknown:
-        what = f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else ""
-        what += f"{', ' if missing and unknown else ''}{len(unknown)} unknown ({', '.join(unknown[:3])})" if unknown else ""
-        raise ResolveError(f"weights do not fit the model: {what}", where=path)
+        found = ((missing, "missing"), (unknown, "unknown"))
+        what = [f"{len(names)} {word} ({', '.join(names[:3])})" for names, word in found if names]
+        raise ResolveError(f"weights do not fit the model: {', '.join(what)}", where=path)
     model.load_state_dict(state)
 
 
@@ -178,10 +183,7 @@ def read_weights(path: str, trust_pickle: bool = False) -> dict[str, torch.Tenso
     Raises:
         ResolveError: The file cannot be read, or it is a pickled module and `trust_pickle` is False.
     """
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not Path(path).is_file():
@@ -190,13 +192,8 @@ def read_weights(path: str, trust_pickle: bool = False) -> dict[str, torch.Tenso
         if path.endswith(".safetensors"):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except pickle.UnpicklingError as error:
-        raise ResolveError(
-            f"{path} is a pickled module, and unpickling runs code from the file",
-            fix="save model.state_dict() instead, or pass --trust-pickle if you made this file",
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ResolveError(f"cannot read weights {path}: {error}") from error
+    except Exception as error:  # a damaged file can fail in any way, and trusted pickle runs any code
+        raise _weights_error(path, error, trust_pickle) from error
     if isinstance(state, torch.nn.Module):
         return dict(state.state_dict())
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -204,6 +201,26 @@ def read_weights(path: str, trust_pickle: bool = False) -> dict[str, torch.Tenso
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ResolveError(f"{path} does not hold a state dict of tensors", fix="save model.state_dict()")
     return state
+
+
+def _weights_error(path: str, error: Exception, trust_pickle: bool) -> ResolveError:
+    """Say why weights cannot be read: pickled code, a class that is gone, or a damaged file."""
+    import pickle
+
+    if isinstance(error, pickle.UnpicklingError) and not trust_pickle:
+        return ResolveError(
+            f"{path} is a pickled module, and unpickling runs code from the file",
+            fix="save model.state_dict() instead, or pass --trust-pickle if you made this file",
+        )
+    if isinstance(error, AttributeError | ImportError):
+        return ResolveError(
+            f"{path} holds a pickled module whose class cannot be imported here: {error}",
+            fix="save model.state_dict() where the class is defined; model() of the workload builds the network",
+        )
+    reason = str(error).partition("\n")[0]
+    return ResolveError(
+        f"cannot read weights {path}: {type(error).__name__}: {reason}", fix="save model.state_dict() with torch.save"
+    )
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -220,7 +237,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 the user's module may raise anything at import
+    except (Exception, SystemExit) as error:  # the user's module may do anything at import
         raise _import_error(str(path), error) from error
     return module
 
@@ -230,11 +247,11 @@ def _import_name(name: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 the user's module may raise anything at import
+    except (Exception, SystemExit) as error:  # the user's module may do anything at import
         raise _import_error(name, error) from error
 
 
-def _import_error(reference: str, error: Exception) -> ResolveError:
+def _import_error(reference: str, error: Exception | SystemExit) -> ResolveError:
     fix = None
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         fix = f"install what provides '{error.name}', or check the spelling of the import"
