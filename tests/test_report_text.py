@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from edgeprune.report import quantities as q
 from edgeprune.report import text
-from edgeprune.report.rows import front, join, lower_is_better, metric_names, place_of, rows_of
+from edgeprune.report.rows import front, join, metric_names, place_of, rows_of
+from edgeprune.values import lower_is_better
 from tests import sample_results as sample
 
 
@@ -242,8 +243,5 @@ def test_front_is_exactly_the_points_that_no_other_beats(points: list[tuple[int,
 
 
 def test_losses_and_errors_are_better_small() -> None:
-    assert [name for name in ("top1", "val_loss", "pitch_error", "loss", "lossless") if lower_is_better(name)] == [
-        "val_loss",
-        "pitch_error",
-        "loss",
-    ]
+    names = ("top1", "val_loss", "pitch_error", "loss", "lossless")
+    assert [name for name in names if lower_is_better(name)] == ["val_loss", "pitch_error", "loss"]

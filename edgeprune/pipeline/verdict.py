@@ -8,8 +8,8 @@ from __future__ import annotations
 from edgeprune.config import RunConfig
 from edgeprune.errors import BudgetMissed, DeviceError, EdgePruneError
 from edgeprune.report import quantities as q
-from edgeprune.report.rows import Row, lower_is_better, metric_names, rows_of
-from edgeprune.values import Json, parse_bytes, parse_seconds
+from edgeprune.report.rows import Row, metric_names, rows_of
+from edgeprune.values import Json, lower_is_better, parse_bytes, parse_seconds
 
 
 def judge(result: Json, config: RunConfig) -> Json:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeprune.report import quantities as q
-from edgeprune.report.rows import Row, front, lower_is_better
-from edgeprune.values import Json
+from edgeprune.report.rows import Row, front
+from edgeprune.values import Json, lower_is_better
 
 RUN_SHAPES = ("diamond", "square", "triangle-up", "cross", "star", "hexagon", "triangle-down", "pentagon")
 DENSE = ("var(--dense)", "circle")
@@ -253,7 +253,7 @@ def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int 
         Mark(label="validation", color=run_mark(run)[0], shape=run_mark(run)[1]),
         Mark(label="dense network, validation", color="var(--muted)", shape="line-dot"),
     ]
-    if best_epoch is not None:
+    if best_epoch:
         legend.append(Mark(label=f"epoch {best_epoch}, kept", color="var(--ink)", shape="circle", open=True))
     left_out = [title for title, _, _ in plots[4:]]
     note = f"Not drawn: {', '.join(left_out)}; the raw data have them." if left_out else None

@@ -114,11 +114,6 @@ def metric_names(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for row in rows for name in row.metrics))
 
 
-def lower_is_better(metric: str) -> bool:
-    """Return whether small values of a metric are good: its name ends in `_loss` or `_error`."""
-    return metric.endswith(("_loss", "_error")) or metric in ("loss", "error")
-
-
 def front(points: Sequence[tuple[float, float]], smaller_second: bool) -> tuple[int, ...]:
     """Return the indices of the points that no other point beats on both axes, by rising first coordinate.
 

@@ -11,8 +11,8 @@ from edgeprune.report import plots, tables
 from edgeprune.report import quantities as q
 from edgeprune.report.lanes import latency_samples
 from edgeprune.report.page import Bar, KeyFigure, Page, Run
-from edgeprune.report.rows import Place, Row, lower_is_better, metric_names, place_of, rows_of
-from edgeprune.values import Json
+from edgeprune.report.rows import Place, Row, metric_names, place_of, rows_of
+from edgeprune.values import Json, lower_is_better
 
 NOT_RECORDED = "not recorded"
 

@@ -180,7 +180,7 @@ def checks(result: Json) -> Table:
     lines = []
     for name, against, found in checked(result):
         differing = [check for check in found if not check["passed"]]
-        worst = max(found, key=lambda check: check["max_rel"] / check["tolerance"], default=None)
+        worst = max(found, key=_excess, default=None)
         outputs = ", ".join(dict.fromkeys(f"'{check['output']}'" for check in differing))
         verdict = Cell(text="no check", tone="warn")
         if found:
@@ -200,6 +200,12 @@ def checks(result: Json) -> Table:
         )
     titles = ("Verified", "Against", "Checks passed", "Largest difference", "Limit", "Result")
     return Table(titles=titles, blocks=(Block(lines=tuple(lines)),), words=(0, 1, 5))
+
+
+def _excess(check: Json) -> float:
+    """Return a difference as a multiple of its limit; one that is not a number is the worst."""
+    value = check["max_rel"]
+    return float("inf") if value is None or value != value else float(value / check["tolerance"])
 
 
 def all_checks(result: Json) -> Table:
