@@ -1,0 +1,98 @@
+"""Device profiles: those that ship are whole and honest, wrong ones are named by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeprune.errors import ConfigError, ResolveError
+from edgeprune.targets import find_target, list_targets, profiles_folder, read_target
+
+PROFILE = """\
+schema_version = 1
+name = "mine"
+description = "a board"
+transport = "ssh"
+arch = "aarch64"
+runtimes = ["tflite"]
+align = 8
+source = "measured"
+"""
+
+
+def test_shipped_profiles_are_named_like_their_files() -> None:
+    files = sorted(path.stem for path in profiles_folder().glob("*.toml"))
+    assert [target.name for target in list_targets()] == files
+    assert {"host", "raspberry-pi-4", "raspberry-pi-5", "android-arm64"} <= set(files)
+
+
+def test_shipped_profiles_say_where_their_figures_come_from() -> None:
+    for target in list_targets():
+        assert len(target.source) > 10, target.name
+        assert target.align > 1, f"{target.name}: unrounded widths are slower"
+
+
+def test_shipped_profiles_hold_no_address() -> None:
+    for target in list_targets():
+        assert (target.transport == "local") == (target.address_env is None), target.name
+        if target.address_env:
+            assert target.address_env == "EDGEPRUNE_" + target.name.upper().replace("-", "_")
+
+
+def test_a_profile_of_the_user_is_found_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PROFILE)
+    assert find_target(str(path)) == read_target(path)
+    assert find_target(str(path)).threads == (1,)
+
+
+def test_an_unknown_target_lists_those_that_exist() -> None:
+    with pytest.raises(ResolveError) as caught:
+        find_target("rasberry-pi-4")
+    assert "did you mean 'raspberry-pi-4'?" in caught.value.message
+    assert caught.value.fix is not None
+    assert all(target.name in caught.value.fix for target in list_targets())
+    assert caught.value.exit_code == 2
+
+
+def test_a_target_far_from_every_name_gets_no_guess() -> None:
+    with pytest.raises(ResolveError) as caught:
+        find_target("zzz")
+    assert "did you mean" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["", ".", "../targets/host", "host/", "/etc/passwd"])
+def test_a_name_is_never_a_path(name: str) -> None:
+    with pytest.raises(ResolveError, match="no target"):
+        find_target(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (("align = 8", "align = 0"), "align"),
+        (("align = 8\n", ""), "align"),
+        (("align = 8", "align = 8\nalgin = 8"), "algin"),
+        (('"ssh"', '"telnet"'), "transport"),
+        (('["tflite"]', "[]"), "runtimes"),
+        (('["tflite"]', '["tensorrt"]'), "runtimes"),
+        (("schema_version = 1", "schema_version = 2"), "schema_version"),
+        (('name = "mine"', "name ="), "is not TOML"),
+        (('source = "measured"', 'source = "measured"\nthreads = [0]'), "threads"),
+    ],
+)
+def test_a_wrong_profile_is_named_by_its_key(tmp_path: Path, change: tuple[str, str], word: str) -> None:
+    path = tmp_path / "mine.toml"
+    assert change[0] in PROFILE
+    path.write_text(PROFILE.replace(*change))
+    with pytest.raises(ConfigError, match=word) as caught:
+        find_target(str(path))
+    assert caught.value.where == str(path)
+
+
+def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("none.toml", "folder.toml"):
+        with pytest.raises(ResolveError, match="cannot read target"):
+            find_target(str(tmp_path / name))
