@@ -137,7 +137,7 @@ class Atoms:
 
         One layer against one layer merges position by position. Otherwise every pair of layers contributes the
         connected components of its values; an atom that meets one component becomes its alias, one that meets several
-        is refined into their product. Atoms that a position still has on one side only are pinned with the given reason.
+        is refined into their product. What a position still has on one side only is pinned with the given reason.
         """
         a, b = self._fix_one_sided(a, b, pin)
         if a is None or b is None:
