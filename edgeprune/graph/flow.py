@@ -51,10 +51,15 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contraction:
-    """A convolution or product with a weight: its multiply-accumulates on the example inputs."""
+    """A convolution or matrix product: its multiply-accumulates on the example inputs.
 
-    weight: str
+    `weight` is the parameter in it, if any. `sides` are the labels of all dimensions that it runs over: fewer positions
+    along one of them are fewer multiply-accumulates by the same share.
+    """
+
+    weight: str | None
     macs: int
+    sides: tuple[Ids, ...]
 
 
 class Flow:
@@ -124,11 +129,10 @@ class Flow:
         if name is not None and (name, dim) not in self.producers:
             self.producers.append((name, dim))
 
-    def contracted(self, weight: Ref, macs: int) -> None:
-        """Remember the cost of a product with a parameter."""
-        name = self.parameter(weight)
-        if name is not None:
-            self.contractions.append(Contraction(weight=name, macs=macs))
+    def contracted(self, weight: str | None, macs: int, labels: Sequence[Label]) -> None:
+        """Remember the cost of a product and the dimensions that it runs over."""
+        sides = tuple(label for label in labels if label is not None)
+        self.contractions.append(Contraction(weight=weight, macs=macs, sides=sides))
 
     def balance(self, label: Label, blocks: int, call: Call, how: str) -> None:
         """Ask that equal blocks of a dimension keep the same number of positions."""

@@ -63,7 +63,7 @@ class ChannelGraph:
 
     `dims` gives for every dimension of every parameter that can shrink the unit ids of its positions, shape
     (layers, size), -1 for none. `names` lists all names of a shared tensor under its first one. `links` are groups
-    that must keep the same number of units.
+    that must keep the same number of units. The `sides` of `contractions` hold unit ids too.
     """
 
     groups: tuple[Group, ...]
@@ -191,7 +191,12 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
         shapes=flow.record.shapes,
         links=tuple(tuple(names[index] for index in row) for row in links),
         statistics=statistics,
-        contractions=tuple(flow.contractions),
+        contractions=tuple(
+            replace(
+                item, sides=tuple(number[found] for side in item.sides if (found := atoms.resolve(side)) is not None)
+            )
+            for item in flow.contractions
+        ),
         lines=lines,
         unit_count=len(used),
     )

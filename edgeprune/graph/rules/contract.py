@@ -32,7 +32,8 @@ def convolution(flow: Flow, call: Call) -> None:
     if isinstance(bias, Ref):
         flow.join(out, flow.of(bias)[0], call)
     positions = x if transposed else call.result
-    flow.contracted(weight, int(np.prod(weight.shape)) * _positions(positions, channel))
+    macs = int(np.prod(weight.shape)) * _positions(positions, channel)
+    flow.contracted(flow.parameter(weight), macs, [*flow.of(weight)[:2], *labels[:channel]])
     flow.set(call.result, [*labels[:channel], out, *[None] * spatial])
 
 
@@ -79,7 +80,8 @@ def linear(flow: Flow, call: Call) -> None:
         flow.join(out, flow.of(bias)[0], call)
     if len(weight.shape) == 2:
         flow.produced(weight, 0)
-    flow.contracted(weight, int(np.prod(weight.shape)) * int(np.prod(x.shape[:-1])))
+    macs = int(np.prod(weight.shape)) * int(np.prod(x.shape[:-1]))
+    flow.contracted(flow.parameter(weight), macs, [*flow.of(weight), *labels[:-1]])
     flow.set(call.result, [*labels[:-1], out][: len(call.result.shape)])
 
 
@@ -107,7 +109,6 @@ def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> None:
     for ref, made in ((b, len(right) - 1), (a, len(left) - 2)):
         if flow.parameter(ref) is not None and made >= 0 and len(ref.shape) > 1:
             flow.produced(ref, made)
-            flow.contracted(ref, int(np.prod(call.result.shape)) * a.shape[-1])
     batch_a = Ref(a.id, a.shape[:-2]) if len(a.shape) > 2 else None
     batch_b = Ref(b.id, b.shape[:-2]) if len(b.shape) > 2 else None
     shape = call.result.shape
@@ -117,6 +118,9 @@ def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> None:
         labels.append(left[-2])
     if len(b.shape) > 1:
         labels.append(right[-1])
+    if tail == 2:
+        macs = int(np.prod(call.result.shape)) * a.shape[-1]
+        flow.contracted(flow.parameter(b) or flow.parameter(a), macs, [*labels, inner_a])
     flow.set(call.result, labels)
 
 
