@@ -60,9 +60,10 @@ def make_plan(
         keep = _meet_macs(graph, scores, config, align, count_macs(model, inputs))
     wanted = config.max_macs is not None or config.ratio > 0 or any(config.ratios.values())
     if wanted and all(len(kept) == group.size for group, kept in zip(graph.free, keep.values(), strict=True)):
+        asked = f"a ratio of {config.ratio}" if config.max_macs is None else f"max_macs = {config.max_macs}"
         raise NothingToPrune(
-            f"a ratio of {config.ratio} removes nothing when widths are multiples of {align}",
-            fix="ask for a larger --ratio, or  -s prune.align=8",
+            f"{asked} removes nothing when widths are multiples of {align}",
+            fix="ask for more to be removed, or  -s prune.align=1",
         )
     return PrunePlan(
         network=type(model).__name__,
