@@ -74,13 +74,17 @@ class Flow:
         self.contractions: list[Contraction] = []
         self.producers: list[tuple[str, int]] = []
         self.seen_at: dict[str, list[Ids]] = {}
+        self.activations: set[int] = set()
 
     def propagate(self) -> None:
         """Let labels flow through every call, in order."""
         for ref in self.record.inputs:
             self.labels[ref.id] = [None] * len(ref.shape)
+            self.activations.add(ref.id)
         for call in self.record.calls:
             self._remember(call)
+            if any(ref.id in self.activations for ref in refs(call.args)):
+                self.activations.update(ref.id for ref in refs(call.result))
             function = RULES.get(call.name) or (RULES["pointwise"] if call.pointwise else None)
             if function is None:
                 self.give_up(call)

@@ -213,7 +213,7 @@ def remaining_macs(graph: ChannelGraph, keep: Mapping[str, Iterable[int]], dense
     """Return the share of the multiply-accumulates that a choice of units leaves, from the widths alone.
 
     Args:
-        dense_macs: What the dense network was counted to need; operators that the graph does not understand keep theirs.
+        dense_macs: What the dense network needs by count; operators that the graph does not understand keep theirs.
     """
     alive = graph.alive(keep)
     saved = sum(

@@ -103,7 +103,8 @@ def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> None:
     left, right = list(flow.of(a)), list(flow.of(b))
     inner_a, inner_b = left[-1], right[-2] if len(right) > 1 else right[0]
     flow.join(inner_a, inner_b, call)
-    if flow.parameter(a) is None and flow.parameter(b) is None:
+    if not any(flow.parameter(w) and x.id in flow.activations for w, x in ((a, b), (b, a))):
+        # Of two activations, a removed position may not be zero; of two weights, the sum itself becomes another one.
         mine, other = ("mat1", "mat2") if call.name == "addmm" else ("self", _other_name(call))
         flow.mark(call, {(mine, len(left) - 1): inner_a, (other, max(len(right) - 2, 0)): inner_b})
     for ref, made in ((b, len(right) - 1), (a, len(left) - 2)):
