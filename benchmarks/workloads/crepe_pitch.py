@@ -74,6 +74,7 @@ def calibration(batches: int, batch_size: int) -> Iterator[tuple[torch.Tensor, .
 
 def evaluate(model: nn.Module) -> dict[str, float]:
     """Score 120 sines between 60 and 1,500 Hz."""
+    model.eval()
     hertz = np.geomspace(60, 1500, 120)
     frames = sines(hertz, seed=2)
     with torch.no_grad():

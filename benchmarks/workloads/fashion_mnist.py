@@ -92,6 +92,7 @@ def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
 
 def evaluate(model: nn.Module) -> dict[str, float]:
     """Score the held-out training images."""
+    model.eval()
     images, labels = training_split()
     images, labels = images[-HELD_OUT:], labels[-HELD_OUT:]
     with torch.no_grad():
