@@ -183,7 +183,7 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
     groups = _describe(flow, dims, members, statistics)
     names = [group.name for group in groups]
     lines = _lines(flow, number, group_of_unit, names)
-    order = sorted(groups + _pinned_groups(flow), key=lambda group: _position(flow, group))
+    order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
     graph = ChannelGraph(
         groups=tuple(_distinct_names(order)),
         dims=dims,
@@ -282,10 +282,10 @@ def _note_overlaps(units: Ids, group_of: Ids, overlapping: list[set[int]]) -> No
                     overlapping[b].add(a)
 
 
-def _pinned_groups(flow: Flow) -> list[Group]:
+def _pinned_groups(flow: Flow, dims: Mapping[Dim, Ids]) -> list[Group]:
     """Return one entry per pinned set of channels, named after the first weight that makes them."""
     found: dict[int, tuple[Pin, list[Dim], int]] = {}
-    for name, axis in flow.producers:
+    for name, axis in [*flow.producers, *_unlisted(flow, dims)]:
         key = next(key for key, known in flow.record.tensors.items() if known == name)
         label = flow.labels[key][axis]
         if label is None:
@@ -296,6 +296,8 @@ def _pinned_groups(flow: Flow) -> list[Group]:
             continue
         explained = flow.atoms.explain(label[:, fixed])
         root, pin = explained if explained is not None else (0, Pin(reason="fixed"))
+        alike = (r for r, (p, made, _) in found.items() if p == pin and _module_of(made[0][0]) == _module_of(name))
+        root = next(alike, root)
         if root not in found:
             found[root] = (pin, [], int(fixed.sum()))
         found[root][1].append((name, axis))
@@ -313,6 +315,16 @@ def _pinned_groups(flow: Flow) -> list[Group]:
             fix=pin.fix,
         )
         for pin, made, channels in found.values()
+    ]
+
+
+def _unlisted(flow: Flow, dims: Mapping[Dim, Ids]) -> list[Dim]:
+    """Return the rows of weights that nothing else lists: pinned before any layer makes channels of them."""
+    listed = {name for name, _ in [*flow.producers, *dims]}
+    return [
+        (name, 0)
+        for key, name in flow.record.tensors.items()
+        if name not in listed and len(flow.labels.get(key, ())) > 1
     ]
 
 
