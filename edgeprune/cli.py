@@ -6,6 +6,7 @@ Imports click and light modules only, so that `--help` and shell completion answ
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.console import Console, width
+from edgeprune.console import INTERRUPTED, Console, width
 from edgeprune.errors import ConfigError, EdgePruneError
 from edgeprune.version import VERSION
 
@@ -97,7 +98,7 @@ def init(console: Console, folder: str) -> None:
     done = start.init(Path(folder))
     workload, settings = done["files"]
     console.show(
-        f"wrote {workload}      your model, inputs, training step and metric: eight functions, two required\n"
+        f"wrote {workload}      your model, inputs, training step and metric: seven functions, two required\n"
         f"wrote {settings}   every setting with its default\n"
         f"next: edit {workload}, then  edgeprune inspect {workload}",
         done,
@@ -305,6 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every failure is shown in one way."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(as_json="--json" in words)
+    if os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1":
+        return _follow(console, words)
     try:
         code = cli.main(args=words, prog_name="edgeprune", standalone_mode=False, obj=console)
     except (KeyboardInterrupt, click.Abort):
@@ -316,6 +319,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 the last resort: a bug is shown in one line, with a log
         return console.show_bug(error)
     return code if isinstance(code, int) else 0
+
+
+def _follow(console: Console, words: list[str]) -> int:
+    """Take part in what the first process of torchrun does; only training needs more than one."""
+    from edgeprune.pipeline.distributed import follow
+
+    if words[:1] not in (["compress"], ["resume"], ["finetune"], ["demo"]):
+        return 0
+    console.quiet = True
+    try:
+        with console.work():
+            follow()
+    except EdgePruneError as error:
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
 
 
 def _compress(console: Console, config: RunConfig) -> int:

@@ -39,7 +39,7 @@ class Console:
     quiet: bool = False
     verbose: bool = False
     folder: str | None = None
-    resumes: bool = False
+    resume: str | None = None
     last: Event | None = None
     _live: Progress | None = None
     _task: TaskID | None = None
@@ -56,7 +56,7 @@ class Console:
     def listen(self, event: Event) -> None:
         """Show an event: a live line on a terminal, one plain line for a finished stage otherwise."""
         if event.state == "run":
-            self.folder, self.resumes = event.facts["folder"], True
+            self.folder, self.resume = event.facts["folder"], event.facts["resume"]
             self._say(f" run {event.facts['folder']}  (settings: {event.facts['settings']})")
             return
         if event.state == "notice" and event.notice is not None:
@@ -163,10 +163,9 @@ class Console:
         facts = self.last.facts if self.last is not None and self.last.state == "progress" else {}
         if "epoch" in facts:
             where += f", epoch {facts['epoch']} of {facts['epochs']}"
-            where += " (checkpoint saved)" if facts.get("checkpoint") else ""
-        following = (
-            f"continue with: edgeprune resume {self.folder}" if self.resumes else "the same command starts again"
-        )
+        if self.folder is not None and any(Path(self.folder).glob("checkpoint.*")):
+            where += " (checkpoint saved)"
+        following = f"continue with: {self.resume}" if self.resume is not None else "the same command starts again"
         _error_line(f"interrupted{where}; {following}")
         if self.as_json:
             body = {"error": "Interrupted", "message": f"interrupted{where}", "fix": following, "where": self.folder}

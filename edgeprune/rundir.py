@@ -307,6 +307,13 @@ def remove_temporary(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def remove_checkpoints(folder: Path, keep: Path | None = None) -> None:
+    """Remove the checkpoints of a folder but one; those that training set aside as `.stale` stay."""
+    for path in folder.glob(f"{CHECKPOINT}*"):
+        if path != keep and path.suffix != ".stale":
+            path.unlink(missing_ok=True)
+
+
 def file_digest(path: Path) -> str | None:
     """Return the sha256 of a file, or None where there is none."""
     if not path.is_file():

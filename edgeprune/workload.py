@@ -12,13 +12,13 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import ConfigError, ModelError, ResolveError
+from edgeprune.errors import ConfigError, EdgePruneError, ModelError, ResolveError
 
 if TYPE_CHECKING:
     import torch
@@ -135,11 +135,54 @@ def call(workload: Workload, function: str, *args: Any) -> Any:
     """
     try:
         return getattr(workload, function)(*args)
+    except EdgePruneError:
+        raise
     except Exception as error:  # the user's code may raise anything; it is reported, never hidden
         raise ModelError(
             f"{function}() of the workload failed: {type(error).__name__}: {error}",
             where=user_line(error, workload.source),
         ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """The batches that one of the user's functions gives; a failure among them is reported like one inside it."""
+
+    workload: Workload
+    function: str
+    source: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.source
+        except (EdgePruneError, GeneratorExit):
+            raise
+        except Exception as error:  # the user's code may raise anything; it is reported, never hidden
+            raise ModelError(
+                f"{self.function}() of the workload failed: {type(error).__name__}: {error}",
+                where=user_line(error, self.workload.source),
+            ) from error
+
+    def __len__(self) -> int:
+        if not isinstance(self.source, Sized):
+            raise TypeError(f"the length of {self.function}() is unknown")
+        return len(self.source)
+
+
+def batches(workload: Workload, function: str) -> Batches:
+    """Call `train_data`, `test_data` or `calibration_data` of a workload.
+
+    Raises:
+        ModelError: The function failed, or what it returned cannot be iterated.
+    """
+    source = call(workload, function)
+    if not isinstance(source, Iterable):
+        raise ModelError(
+            f"{function}() returned {type(source).__name__}, not batches",
+            where=workload.source,
+            fix="return a list or a DataLoader, or yield batches",
+        )
+    return Batches(workload=workload, function=function, source=source)
 
 
 def user_line(error: BaseException, default: str) -> str:

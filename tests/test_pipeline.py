@@ -288,7 +288,8 @@ def test_the_command_to_reproduce_names_what_is_not_default(folder: Path) -> Non
 _KILLER = """
 import os, signal, sys
 import torch
-import edgeprune.bench, edgeprune.compact, edgeprune.export, edgeprune.training
+import accelerate, onnxscript, torch.onnx
+import edgeprune.bench, edgeprune.compact, edgeprune.export.artifact, edgeprune.report, edgeprune.training
 from edgeprune import rundir
 from edgeprune.config import load_config
 from edgeprune.pipeline.compress import compress
@@ -344,8 +345,27 @@ for point in points:
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
 """
-_STAGES = ("plan", "baseline", "apply", "recalibrate", "finetune", "export baseline.onnx", "export model.onnx", "bench")
-_POINTS = [f"{when} {stage}" for stage in (*_STAGES, "accuracy model.onnx") for when in ("begin", "unrecorded")]
+_STAGES = (
+    "plan",
+    "baseline",
+    "apply",
+    "recalibrate",
+    "export baseline.onnx",
+    "export model.onnx",
+    "accuracy model.onnx",
+)
+_CHAIN = [
+    *(f"unrecorded {stage}" for stage in _STAGES[:4]),
+    "progress finetune",
+    "unrecorded finetune",
+    *(f"unrecorded {stage}" for stage in _STAGES[4:6]),
+    "progress bench",
+    "unrecorded bench",
+    "unrecorded accuracy model.onnx",
+    "begin report",
+    "never",
+]
+_POINTS = [*_CHAIN[:-1], *(f"begin {stage}" for stage in (*_STAGES, "finetune", "bench"))]
 
 
 def _kill(folder: Path, *points: str, how: str = "chained") -> None:
@@ -360,7 +380,7 @@ def _kill(folder: Path, *points: str, how: str = "chained") -> None:
 def test_kill_in_every_stage_then_the_same_command_gives_the_same_files(copied: Path, folder: Path) -> None:
     expected = _digests(copied)
     shutil.rmtree(copied / "run")
-    _kill(folder, *_POINTS[:9], "progress finetune", *_POINTS[9:], "progress bench", "begin report", "never")
+    _kill(folder, *_CHAIN)
     assert _digests(folder) == expected
     states = [json.loads(line)["event"] for line in (folder / "run" / "journal.jsonl").read_text().splitlines()]
     assert states.count("begin") > states.count("stage")
@@ -368,7 +388,7 @@ def test_kill_in_every_stage_then_the_same_command_gives_the_same_files(copied: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", [*_POINTS, "progress finetune", "progress bench", "begin report"])
+@pytest.mark.parametrize("point", _POINTS)
 def test_each_kill_alone(copied: Path, folder: Path, point: str) -> None:
     expected = _digests(copied)
     shutil.rmtree(copied / "run")

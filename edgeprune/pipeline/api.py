@@ -14,6 +14,7 @@ from edgeprune.config import BenchConfig, FinetuneConfig, PruneConfig, RunConfig
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline.compress import RunResult
 from edgeprune.pipeline.compress import compress as run_compress
+from edgeprune.pipeline.distributed import is_follower
 from edgeprune.targets import Target, find_target
 from edgeprune.values import Artifact, Check, Precision
 from edgeprune.workload import Workload, load_workload
@@ -242,6 +243,10 @@ def compress(workload: str | Workload, config: RunConfig | None = None) -> RunRe
     Raises:
         EdgePruneError: One of its kinds. A missed budget is no error: `RunResult.passed` says it.
     """
+    if is_follower():
+        raise ConfigError(
+            "under torchrun, compress() works as a command only", fix="torchrun ... -m edgeprune compress workload.py"
+        )
     loaded = load_workload(workload) if isinstance(workload, str) else workload
     settings = config if config is not None else RunConfig()
     return run_compress(settings.model_copy(update={"workload": loaded.source}), loaded)

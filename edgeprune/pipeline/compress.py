@@ -68,6 +68,8 @@ def compress(config: RunConfig, workload: Workload | None = None, *, listen: Lis
         workload: An already loaded workload in place of `config.workload`.
         listen: Called with every event.
 
+    Under torchrun this is for the first process; the others call `distributed.follow`.
+
     Raises:
         EdgePruneError: One of its kinds; what was finished is kept.
     """
@@ -98,6 +100,7 @@ def _opening(prepared: Prepared, folder: Path) -> Json:
     return {
         "folder": str(folder),
         "settings": str(folder / rundir.SETTINGS),
+        "resume": f"edgeprune resume {folder}",
         "workload": prepared.workload.source,
         "network": type(prepared.model).__name__,
         "target": target.name,

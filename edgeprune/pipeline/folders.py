@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from edgeprune.config import RunConfig
     from edgeprune.pruning import PrunePlan
 
 REFERENCE = "network.toml"
@@ -104,13 +105,11 @@ def check_prune_output(folder: Path, source: str) -> None:
         raise ResolveError(f"{folder} holds a network that was fine-tuned already", fix=fix)
 
 
-def write_network(
-    folder: Path, workload: Workload, plan: PrunePlan, model: nn.Module, *, weights: str | None, seed: int
-) -> list[str]:
+def write_network(folder: Path, workload: Workload, plan: PrunePlan, model: nn.Module, config: RunConfig) -> list[str]:
     """Write a pruned network as `plan.json`, `weights.safetensors` and `network.toml`; return the names.
 
     Args:
-        weights: The file of dense weights that the user gave, if any.
+        config: `weights`, `trust_pickle` and `seed` tell how the dense network is made again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rundir.remove_temporary(folder)
@@ -121,10 +120,11 @@ def write_network(
         "edgeprune": VERSION,
         "workload": workload_reference(workload),
         "plan_digest": plan.digest,
-        "seed": seed,
+        "seed": config.seed,
+        "trust_pickle": config.trust_pickle,
     }
-    if weights is not None:
-        reference["weights"] = str(Path(weights).resolve())
+    if config.weights is not None:
+        reference["weights"] = str(Path(config.weights).resolve())
     rundir.write_atomic(folder / REFERENCE, tomli_w.dumps(reference))
     return [rundir.PLAN, WEIGHTS, REFERENCE]
 
@@ -149,10 +149,8 @@ def open_network(reference: str, *, weights: str | None = None, trust_pickle: bo
     if path.is_dir():
         if weights is not None:
             raise ResolveError(f"--weights is for a workload; {path} has its own weights", fix="leave out --weights")
-        if (path / REFERENCE).is_file():
+        if (path / REFERENCE).is_file() or (path / rundir.SETTINGS).is_file():
             return open_pruned(path)
-        if (path / rundir.SETTINGS).is_file():
-            return _open_run(path)
         raise ResolveError(
             f"{path} holds no network (neither {REFERENCE} nor {rundir.SETTINGS})",
             fix=f"edgeprune prune workload.py -o {path}",
@@ -172,7 +170,7 @@ def open_network(reference: str, *, weights: str | None = None, trust_pickle: bo
 
 
 def open_pruned(folder: Path, *names: str) -> Loaded:
-    """Return the network of a folder of `prune`.
+    """Return the pruned network of a folder of `prune` or of a run.
 
     Args:
         names: Files of weights in order of preference, by default the fine-tuned ones before the pruned ones.
@@ -180,24 +178,22 @@ def open_pruned(folder: Path, *names: str) -> Loaded:
     Raises:
         ResolveError: A file is missing or does not fit the others.
     """
-    reference = _read_reference(folder)
-    found = [name for name in names or (rundir.FINETUNED, WEIGHTS) if (folder / name).is_file()]
+    if (folder / REFERENCE).is_file():
+        reference = _read_reference(folder)
+        names, fix = names or (rundir.FINETUNED, WEIGHTS), f"edgeprune prune {reference['workload']} -o {folder}"
+    else:
+        from edgeprune.config import load_config
+
+        config = load_config(folder / rundir.SETTINGS)
+        reference = config.model_dump(include={"workload", "weights", "seed", "trust_pickle"})
+        names, fix = names or (rundir.FINETUNED,), f"edgeprune resume {folder}"
+    found = [name for name in names if (folder / name).is_file()]
     if not found:
-        raise ResolveError(f"{folder} has no {WEIGHTS}", fix=f"edgeprune prune {reference['workload']} -o {folder}")
+        raise ResolveError(f"{folder} has no {names[-1]}", fix=fix)
     return _open(folder, reference, folder / found[0])
 
 
-def _open_run(folder: Path) -> Loaded:
-    from edgeprune.config import load_config
-
-    config = load_config(folder / rundir.SETTINGS)
-    if not (folder / rundir.FINETUNED).is_file():
-        raise ResolveError(f"{folder} has no network yet", fix=f"edgeprune resume {folder}")
-    reference = {"workload": config.workload, "weights": config.weights, "seed": config.seed}
-    return _open(folder, reference, folder / rundir.FINETUNED, trust_pickle=config.trust_pickle)
-
-
-def _open(folder: Path, reference: Json, weights: Path, trust_pickle: bool = False) -> Loaded:
+def _open(folder: Path, reference: Json, weights: Path) -> Loaded:
     from edgeprune.compact import rebuild
     from edgeprune.pruning import PrunePlan
 
@@ -208,7 +204,7 @@ def _open(folder: Path, reference: Json, weights: Path, trust_pickle: bool = Fal
             f"{folder / rundir.PLAN} was edited after {weights.name} was written",
             fix=f"edgeprune prune {reference['workload']} --plan {folder / rundir.PLAN} -o ANOTHER",
         )
-    dense, inputs = _dense(workload, reference.get("weights"), trust_pickle, reference["seed"])
+    dense, inputs = _dense(workload, reference.get("weights"), reference["trust_pickle"], reference["seed"])
     return Loaded(
         source=folder,
         name=workload.name,
@@ -238,7 +234,7 @@ def _read_reference(folder: Path) -> Json:
         raise ResolveError(f"cannot read {path}: {error}") from error
     if value.get("schema_version") != 1 or not isinstance(value.get("workload"), str):
         raise ResolveError(f"{path} is not the reference of a pruned network", fix="make it again: edgeprune prune")
-    return {"seed": 0} | value
+    return {"seed": 0, "trust_pickle": False} | value
 
 
 def write_program(path: Path, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str | None:

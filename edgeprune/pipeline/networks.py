@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ModelError
 from edgeprune.values import Json
-from edgeprune.workload import Workload, call
+from edgeprune.workload import Workload, batches, call
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import nn
 
     from edgeprune.graph import ChannelGraph
@@ -33,7 +32,7 @@ def evaluate(workload: Workload, model: nn.Module) -> dict[str, float] | None:
     return _metrics(workload, "evaluate", value)
 
 
-def score_artifact(workload: Workload, path: Path, input_count: int) -> tuple[dict[str, float], str]:
+def score_artifact(workload: Workload, path: Path) -> tuple[dict[str, float], str]:
     """Score a file through its runtime.
 
     Returns:
@@ -46,31 +45,9 @@ def score_artifact(workload: Workload, path: Path, input_count: int) -> tuple[di
 
     module = ArtifactModule(path)
     if workload.test_data is not None and workload.evaluate_outputs is not None:
-        pairs = _outputs(module, workload, input_count)
+        pairs = _outputs(module, workload)
         return _metrics(workload, "evaluate_outputs", call(workload, "evaluate_outputs", pairs)), "test_data"
     return _metrics(workload, "evaluate", call(workload, "evaluate", module.eval())), "evaluate"
-
-
-def batch_inputs(batch: Any, count: int) -> tuple[torch.Tensor, ...]:
-    """Return the network's inputs out of a batch: the batch itself, or its first `count` items.
-
-    Raises:
-        ModelError: There are no tensors where the inputs should be.
-    """
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        return (batch,)
-    items: Sequence[Any] = batch if isinstance(batch, tuple | list) else ()
-    if items and isinstance(items[0], tuple | list):
-        items = items[0]
-    found = tuple(items[:count])
-    if len(found) < count or not all(isinstance(item, torch.Tensor) for item in found):
-        raise ModelError(
-            f"a batch of type {type(batch).__name__} does not begin with the network's {count} input tensors",
-            fix="yield (input, ...) tuples, the inputs first",
-        )
-    return found
 
 
 def describe_groups(graph: ChannelGraph, plan: PrunePlan | None) -> list[Json]:
@@ -106,15 +83,15 @@ def has_statistics(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
 
 
-def _outputs(
-    module: nn.Module, workload: Workload, input_count: int
-) -> Iterator[tuple[list[np.ndarray[Any, Any]], Any]]:
+def _outputs(module: nn.Module, workload: Workload) -> Iterator[tuple[list[np.ndarray[Any, Any]], Any]]:
     import torch
 
-    for batch in call(workload, "test_data"):
+    from edgeprune.graph.capture import output_tensors
+    from edgeprune.training.batches import model_inputs
+
+    for batch in batches(workload, "test_data"):
         with torch.no_grad():
-            value = module(*batch_inputs(batch, input_count))
-        outputs = value if isinstance(value, tuple | list) else (value,)
+            outputs = output_tensors(module(*model_inputs(batch)))
         yield [output.numpy() for output in outputs], batch
 
 

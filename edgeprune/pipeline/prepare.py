@@ -114,8 +114,6 @@ def check_settings(config: RunConfig) -> None:
                 read(text)
             except ConfigError as error:
                 raise ConfigError(f"{key}: {error.message}", fix=error.fix) from None
-    if not config.export.formats:
-        raise ConfigError("export.formats is empty", fix='-s export.formats=\'["onnx", "tflite"]\'')
 
 
 def check_criterion(name: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune import rundir
 from edgeprune.errors import ModelError
+from edgeprune.pipeline import distributed
 from edgeprune.pipeline.digests import seeded
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import load_state, save_state
@@ -58,6 +59,11 @@ class Session:
         """Keep a warning for the result and tell the listener."""
         self.notices.append(value)
         self.listen(Event(stage=stage, state="notice", notice=value))
+
+    def notices_of(self, stage: str, record: StageRecord) -> None:
+        """Repeat the warnings that a stage kept in its facts, also where it was reused."""
+        for notice in record.facts.get("notices", ()):
+            self.notice(stage, Notice(**notice))
 
 
 def run_stage(session: Session, key: StageKey, work: Work, *, subject: str | None = None) -> StageRecord:
@@ -222,6 +228,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
             rundir.write_atomic(session.path(rundir.FINETUNED), session.path(start).read_bytes())
             rundir.write_atomic(session.path(rundir.HISTORY), "[]\n")
             return outputs, {"metrics": None, "best_epoch": None, "history": []}
+        distributed.announce(session.run.path, start, config, checkpoint)
         result = tuned(
             prepared.workload,
             network(session, start),
@@ -235,13 +242,15 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
         history = history_rows(result)
         rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(history, indent=1) + "\n")
         metrics = evaluate(prepared.workload, result.model)
-        return outputs, {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
+        facts = {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
+        return outputs, facts | {"notices": [notice.as_dict() for notice in result.notices]}
 
-    for old in session.run.path.glob(f"{rundir.CHECKPOINT}*"):
-        if old != checkpoint:
-            old.unlink()
+    rundir.remove_checkpoints(session.run.path, checkpoint)
+    if not trains or session.run.reusable(key) is not None:
+        distributed.dismiss()
     record = run_stage(session, key, work, subject=rundir.FINETUNED)
-    checkpoint.unlink(missing_ok=True)
+    rundir.remove_checkpoints(session.run.path)
+    session.notices_of("finetune", record)
     return record
 
 
@@ -277,8 +286,7 @@ def export(session: Session, role: str, form: str, final: StageRecord) -> StageR
         return (name,), facts
 
     record = run_stage(session, key, work, subject=name)
-    for notice in record.facts["notices"]:
-        session.notice("export", Notice(**notice))
+    session.notices_of("export", record)
     return record
 
 
@@ -302,7 +310,7 @@ def accuracy(session: Session, exported: StageRecord) -> StageRecord | None:
     )
 
     def work() -> tuple[tuple[str, ...], Json]:
-        metrics, source = score_artifact(workload, session.path(name), len(prepared.inputs))
+        metrics, source = score_artifact(workload, session.path(name))
         return (), {"artifact": name, "metrics": metrics, "metrics_source": source}
 
     try:

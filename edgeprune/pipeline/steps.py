@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeprune import rundir
 from edgeprune.config import FinetuneConfig, RunConfig
 from edgeprune.errors import ConfigError, ResolveError
-from edgeprune.pipeline import folders
+from edgeprune.pipeline import distributed, folders
 from edgeprune.pipeline.digests import code_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
@@ -32,9 +32,6 @@ from edgeprune.targets import find_target
 from edgeprune.values import Json
 from edgeprune.version import VERSION
 from edgeprune.workload import load_workload
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def inspect(config: RunConfig) -> Json:
@@ -122,7 +119,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     groups = describe_groups(graph, chosen)
     listen(Event(stage="plan", state="done", facts={"groups": groups, "align": align}, seconds=None))
     compacted = compact(model, chosen, inputs, graph)
-    files = folders.write_network(folder, workload, chosen, compacted.model, weights=config.weights, seed=config.seed)
+    files = folders.write_network(folder, workload, chosen, compacted.model, config)
     reason = folders.write_program(folder / folders.PROGRAM, compacted.model, inputs)
     facts = {
         "params": {"dense": count_params(model), "pruned": count_params(compacted.model)},
@@ -158,45 +155,51 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
             raise ConfigError(notice.text, where=loaded.workload.source, fix=notice.fix)
         if notice is not None:
             listen(Event(stage="finetune", state="notice", notice=notice))
+        reference, again = str(folder / folders.REFERENCE), "the same command"
+        listen(Event(stage="run", state="run", facts={"folder": str(folder), "settings": reference, "resume": again}))
         metrics = {"pruned": evaluate(loaded.workload, loaded.model)}
-        start = _recalibrate(loaded, config.finetune, metrics, listen)
-        checkpoint = folder / f"{rundir.CHECKPOINT}{_finetune_key(loaded, start, config.finetune)}"
-        for old in folder.glob(f"{rundir.CHECKPOINT}*"):
-            if old != checkpoint:
-                old.unlink()
+        start = _recalibrate(folder, loaded, config.finetune, metrics, listen)
+        loaded = folders.open_pruned(folder, start)
+        checkpoint = folder / f"{rundir.CHECKPOINT}{_finetune_key(loaded, config.finetune)}"
+        rundir.remove_checkpoints(folder, checkpoint)
         listen(Event(stage="finetune", state="begin"))
+        distributed.announce(folder, start, config.finetune, checkpoint)
         with seeded(loaded.seed, "finetune"):
             result = tuned(
                 loaded.workload,
-                start,
+                loaded.model,
                 loaded.dense,
                 config.finetune,
                 checkpoint=checkpoint,
                 seed=loaded.seed,
                 listen=listen,
             )
+        for told in result.notices:
+            listen(Event(stage="finetune", state="notice", notice=told))
         history = history_rows(result)
         folders.save_state(folder / rundir.FINETUNED, result.model.state_dict())
         rundir.write_atomic(folder / rundir.HISTORY, json.dumps(history, indent=1) + "\n")
-        checkpoint.unlink(missing_ok=True)
+        rundir.remove_checkpoints(folder)
         metrics["finetuned"] = evaluate(loaded.workload, result.model)
     return {"folder": str(folder), "metrics": metrics, "history": history, "best_epoch": result.best_epoch}
 
 
-def _recalibrate(loaded: Loaded, config: FinetuneConfig, metrics: Json, listen: Listener) -> nn.Module:
+def _recalibrate(folder: Path, loaded: Loaded, config: FinetuneConfig, metrics: Json, listen: Listener) -> str:
+    """Renew the BatchNorm statistics, where there are any; return the file of weights to train from."""
     if not recalibrates(loaded.workload, loaded.model, config.recalibrate_batches):
-        return loaded.model
+        return folders.WEIGHTS
     listen(Event(stage="recalibrate", state="begin"))
     with seeded(loaded.seed, "recalibrate"):
         model = recalibrated(loaded.workload, loaded.model, config.recalibrate_batches)
+    folders.save_state(folder / rundir.RECALIBRATED, model.state_dict())
     metrics["recalibrated"] = evaluate(loaded.workload, model)
     listen(Event(stage="recalibrate", state="done", facts={"metrics": metrics["recalibrated"]}))
-    return model
+    return rundir.RECALIBRATED
 
 
-def _finetune_key(loaded: Loaded, start: nn.Module, config: FinetuneConfig) -> str:
+def _finetune_key(loaded: Loaded, config: FinetuneConfig) -> str:
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key != "checkpoint_every_s"}
-    inputs = {"workload code": code_digest(loaded.workload), "weights": state_digest(start.state_dict())}
+    inputs = {"workload code": code_digest(loaded.workload), "weights": state_digest(loaded.model.state_dict())}
     return rundir.StageKey(stage="finetune", settings=settings, inputs=inputs).digest()[:12]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from edgeprune.config import FinetuneConfig
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.networks import evaluate, has_statistics
 from edgeprune.values import Json, Notice
-from edgeprune.workload import Workload
+from edgeprune.workload import Workload, batches, call
 
 if TYPE_CHECKING:
     import torch
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
     from edgeprune.training import FinetuneResult, Progress
 
 Data = Callable[[], Iterable[Any]]
+Step = Callable[["nn.Module", Any], "torch.Tensor"]
 
 
-def training_source(
-    workload: Workload,
-) -> tuple[Data | None, Callable[[nn.Module, Any], torch.Tensor] | None]:
+def training_source(workload: Workload) -> tuple[Data | None, Step | None]:
     """Return the data to train on and the step to train with; each may be None.
 
     Data without a step means distillation from the dense network on the batches' inputs.
     """
-    if workload.train_data is not None:
-        return workload.train_data, workload.train_step
-    return workload.calibration_data, None
+    if workload.train_data is None:
+        return (partial(batches, workload, "calibration_data") if workload.calibration_data else None), None
+    step = partial(call, workload, "train_step") if workload.train_step is not None else None
+    return partial(batches, workload, "train_data"), step
 
 
 def tuning_notice(workload: Workload, epochs: int) -> Notice | None:
@@ -53,17 +54,17 @@ def tuning_notice(workload: Workload, epochs: int) -> Notice | None:
     return None
 
 
-def recalibrates(workload: Workload, model: nn.Module, batches: int) -> bool:
+def recalibrates(workload: Workload, model: nn.Module, count: int) -> bool:
     """Return whether the network has BatchNorm statistics to renew and there is data to do it with."""
-    return training_source(workload)[0] is not None and batches > 0 and has_statistics(model)
+    return training_source(workload)[0] is not None and count > 0 and has_statistics(model)
 
 
-def recalibrated(workload: Workload, model: nn.Module, batches: int) -> nn.Module:
+def recalibrated(workload: Workload, model: nn.Module, count: int) -> nn.Module:
     """Return a copy of the network with the BatchNorm statistics of the first batches of its data."""
     from edgeprune.training import recalibrate
 
     data, _ = training_source(workload)
-    return recalibrate(model, itertools.islice(data() if data is not None else (), batches))
+    return recalibrate(model, itertools.islice(data() if data is not None else (), count))
 
 
 def tuned(
@@ -93,8 +94,7 @@ def tuned(
     def progress(value: Progress) -> None:
         total = None if value.steps is None else float(value.steps * value.epochs)
         done = float(value.step + (value.epoch - 1) * (value.steps or 0))
-        facts = asdict(value) | {"checkpoint": checkpoint.exists()}
-        listen(Event(stage="finetune", state="progress", facts=facts, done=done, total=total))
+        listen(Event(stage="finetune", state="progress", facts=asdict(value), done=done, total=total))
 
     def metrics(candidate: nn.Module) -> dict[str, float]:
         return evaluate(workload, candidate) or {}
