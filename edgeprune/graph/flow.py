@@ -98,9 +98,10 @@ class Flow:
 
     def pin_outputs(self) -> None:
         """Pin what the network returns: its user relies on it."""
+        made_at = {ref.id: call.where for call in self.record.calls for ref in refs(call.result)}
         for ref in self.record.outputs:
             for label in self.of(ref):
-                self.atoms.pin(label, Pin(reason="model output"))
+                self.atoms.pin(label, Pin(reason="model output", where=made_at.get(ref.id)))
 
     def of(self, ref: Ref) -> list[Label]:
         """Return the labels of a tensor, one per dimension; parameters get fresh atoms at first sight."""

@@ -90,6 +90,15 @@ class ChannelGraph:
             for group in self.groups
         }
 
+    @property
+    def prunable_share(self) -> float:
+        """Share of the multiply-accumulates that pruning some free group would lower."""
+        free = np.zeros(self.unit_count + 1, dtype=bool)
+        for group in self.free:
+            free[group.units] = True
+        total = sum(item.macs for item in self.contractions) or 1
+        return sum(item.macs for item in self.contractions if any(free[side].any() for side in item.sides)) / total
+
     def masks(self, keep: Mapping[str, Iterable[int]]) -> dict[Dim, NDArray[np.bool_]]:
         """Return which positions stay along every dimension that shrinks.
 
