@@ -7,6 +7,7 @@ shown as zero. Knows nothing of tables or HTML.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,3 +197,10 @@ def shape(dimensions: Sequence[int | None]) -> str:
     """Return a tensor shape such as `(N, 3, 32, 32)`; N stands for a free dimension."""
     inside = ", ".join("N" if dimension is None else str(dimension) for dimension in dimensions)
     return f"({inside},)" if len(dimensions) == 1 else f"({inside})"
+
+
+def place(where: str) -> str:
+    """Return `file:line` as it is read from the working directory, where it lies below it."""
+    path, colon, line = where.rpartition(":")
+    here = os.getcwd() + os.sep
+    return f"{path.removeprefix(here)}{colon}{line}"

@@ -179,7 +179,7 @@ def _bars(groups: Sequence[Json]) -> tuple[Bar, ...]:
 
 def _why(group: Json) -> str:
     if group.get("pinned") is not None:
-        place = f" at {group['where']}" if group.get("where") else ""
+        place = f" at {q.place(group['where'])}" if group.get("where") else ""
         return f"{group['pinned']}{place}"
     if group["units_before"] != group["channels_before"]:
         return f"{group['units_before']} to {group['units_after']} units"

@@ -14,6 +14,7 @@ from edgeprune.report.rows import Row, join, metric_names, rows_of
 from edgeprune.values import Json
 
 GAP = "  "
+LEAST_TEXT = 28
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, width: int = 100) -> str:
@@ -23,18 +24,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, widt
         header: Column titles; the first one may be empty.
         rows: Cells, as many in each row as there are titles.
         align: One letter for each column, `l` or `r`.
-        width: Columns of the terminal. Where the table does not fit, each row becomes a block of lines.
+        width: Columns of the terminal. A last column of text is wrapped where it does not fit; where the others do not
+            fit either, each row becomes a block of lines.
     """
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    if 1 + sum(widths) + len(GAP) * (len(widths) - 1) > width:
-        return "\n".join(_block(header, row, width) for row in rows)
+    before = 1 + sum(widths[:-1]) + len(GAP) * (len(widths) - 1)
+    if before + widths[-1] > width:
+        if align[-1] != "l" or width - before < LEAST_TEXT:
+            return "\n".join(_block(header, row, width) for row in rows)
+        widths[-1] = width - before
     lines = []
     for line in (header, *rows):
         cells = [
             text.rjust(size) if side == "r" else text.ljust(size)
-            for text, size, side in zip(line, widths, align, strict=True)
+            for text, size, side in zip(line[:-1], widths, align, strict=False)
         ]
-        lines.append((" " + GAP.join(cells)).rstrip())
+        first, *rest = _wrap(line[-1], widths[-1], "     ") or [""]
+        first = first.rjust(widths[-1]) if align[-1] == "r" else first
+        lines.append((" " + GAP.join([*cells, first])).rstrip())
+        lines += [" " * before + text for text in rest]
     return "\n".join(lines)
 
 
@@ -152,7 +160,7 @@ def inspect_table(network: Json, groups: Sequence[Json], width: int = 100) -> st
     for group in groups:
         tensors = group.get("tensors")
         tied = "-" if tensors is None else str(tensors if isinstance(tensors, int) else len(tensors))
-        place = f" at {group['where']}" if group.get("where") else ""
+        place = f" at {q.place(group['where'])}" if group.get("where") else ""
         prunable = "yes" if group["pinned"] is None else f"no   {group['pinned']}{place}"
         cells.append([group["name"], str(group["channels"]), tied, _share(group.get("macs_share")), prunable])
     if cells:
