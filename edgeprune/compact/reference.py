@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import VerificationError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import bind, copy_model, output_tensors
+from edgeprune.graph.capture import UNNUMBERED, bind, copy_model, output_tensors
 from edgeprune.graph.groups import Dim
 
 Masks = dict[tuple[str, int], NDArray[np.bool_]]
@@ -72,11 +72,11 @@ class _MaskedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        self._index += 1
-        if self._index not in self._marks:
+        base = func._schema.name.split("::")[-1].rstrip("_")
+        self._index += base not in UNNUMBERED
+        if base in UNNUMBERED or self._index not in self._marks:
             return func(*args, **kwargs)
         name, masks = self._marks[self._index]
-        base = func._schema.name.split("::")[-1].rstrip("_")
         if base.lstrip("_") != name.lstrip("_"):
             raise VerificationError(
                 f"the network called {base} where it called {name} before: its forward is not repeatable",

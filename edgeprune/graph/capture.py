@@ -27,6 +27,8 @@ from edgeprune.workload import user_line
 # Operators that turn tensor data into Python numbers; on data from the inputs they mean data-dependent control flow.
 # `numpy()` and `tolist()` show themselves by the `resolve_neg` that they call before they read.
 _READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "resolve_neg"})
+# Calls without a number: torch inserts a detach where somebody else, such as a recorder, holds the tensor.
+UNNUMBERED = frozenset({"detach"})
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _TORCH = str(Path(torch.__file__).resolve().parent)
 
@@ -41,7 +43,10 @@ class Ref:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One ATen call. `name` is the base name without overload and in-place underscore; `args` are bound by name."""
+    """One ATen call. `name` is the base name without overload and in-place underscore; `args` are bound by name.
+
+    `index` counts the calls before it, without those in `UNNUMBERED`.
+    """
 
     index: int
     name: str
@@ -72,6 +77,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.module = ""
+        self._index = 0
         self._alive: dict[int, torch.Tensor] = dict(known)
         self._from_inputs = {id(tensor) for tensor in inputs}
         self._alive.update({id(tensor): tensor for tensor in inputs})
@@ -100,7 +106,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         self.calls.append(
             Call(
-                index=len(self.calls),
+                index=self._index,
                 name=base,
                 overload=str(func),
                 args=bound,
@@ -110,6 +116,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 module=self.module,
             )
         )
+        self._index += base not in UNNUMBERED
         return result
 
 
