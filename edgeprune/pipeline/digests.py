@@ -5,6 +5,7 @@ Owns what counts as "the same input". Files are digested by `rundir`.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import inspect
@@ -19,28 +20,86 @@ from edgeprune.workload import Workload
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
-def code_digest(workload: Workload) -> str:
-    """Return the sha256 of the workload's source and of the modules beside it that are loaded.
+def code_digest(workload: Workload, model: nn.Module) -> str:
+    """Return the sha256 of the user's code: the workload, what it imports from its folders, the network's classes.
 
-    A module counts when its file lies in the folder of the workload's file, or below it. Installed packages do not:
-    their versions are in the result's environment.
+    Imports are followed in the source text, so the digest does not depend on what happens to be loaded. Installed
+    packages do not count: their versions are in the result's environment.
     """
     path = code_path(workload)
     digest = hashlib.sha256()
     if path is None:
         digest.update(workload.source.encode())
         return digest.hexdigest()
-    folder = path.parent
-    files = {path.name: path}
-    for module in list(sys.modules.values()):
-        file = _module_file(module)
-        if file is not None and file.is_relative_to(folder) and "site-packages" not in file.parts:
-            files[str(file.relative_to(folder))] = file
-    for name, file in sorted(files.items()):
+    root = path.parents[0 if workload.source.endswith(".py") else workload.source.partition(":")[0].count(".")]
+    files = _reachable(path, root) | _class_files(model)
+    names = {_name(file, root): file for file in files}
+    for name, file in sorted(names.items()):
         digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _name(file: Path, root: Path) -> str:
+    """Return a name of a file that stays the same when the whole folder moves."""
+    return str(file.relative_to(root)) if file.is_relative_to(root) else file.name
+
+
+def _class_files(model: nn.Module) -> set[Path]:
+    files = set()
+    for module in model.modules():
+        file = _module_file(sys.modules.get(type(module).__module__))
+        if file is not None and not _installed(file):
+            files.add(file)
+    return files
+
+
+def _reachable(start: Path, root: Path) -> set[Path]:
+    """Return a file and the files that it imports, directly or not, from below `root` or from its own folder."""
+    found: set[Path] = set()
+    waiting = [start]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError):
+            continue
+        for folder, name in _imports(tree, path, root):
+            base = folder.joinpath(*name.split("."))
+            for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+                if candidate.is_file() and (not _installed(candidate) or candidate.parent == start.parent):
+                    waiting.append(candidate.resolve())
+    return found
+
+
+def _imports(tree: ast.Module, path: Path, root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield folders and dotted names below them that may be the modules which a file imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names, folders = [alias.name for alias in node.names], [root, path.parent]
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{node.module}." if node.module else ""
+            names = [*([node.module] if node.module else []), *(base + alias.name for alias in node.names)]
+            names = [name for name in names if not name.endswith("*")]
+            folders = [path.parents[node.level - 1]] if 0 < node.level <= len(path.parents) else [root, path.parent]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            for folder in folders:
+                yield from ((folder, ".".join(parts[:length])) for length in range(1, len(parts) + 1))
+
+
+def _installed(path: Path) -> bool:
+    """Return whether a file is part of an installed package or of this one, whose versions count instead."""
+    if path.is_relative_to(Path(__file__).resolve().parent.parent):
+        return True
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 def code_path(workload: Workload) -> Path | None:

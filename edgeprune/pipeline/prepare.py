@@ -78,7 +78,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
     with seeded(config.seed, "inputs"):
         inputs = example_inputs(workload)
     digests = {
-        "workload code": code_digest(workload),
+        "workload code": code_digest(workload, model),
         "weights": state_digest(model.state_dict()),
         "example inputs": inputs_digest(inputs),
     }

@@ -55,6 +55,7 @@ def inspect(config: RunConfig) -> Json:
         "params": params,
         "macs": count_macs(loaded.model, loaded.inputs),
         "size_bytes": params * 4,
+        "prunable_share": graph.prunable_share,
         "inputs": [spec.as_dict() for spec in describe(loaded.inputs)],
     }
     groups = [row | {"channels": row["channels_before"]} for row in describe_groups(graph, None)]
@@ -199,7 +200,10 @@ def _recalibrate(folder: Path, loaded: Loaded, config: FinetuneConfig, metrics: 
 
 def _finetune_key(loaded: Loaded, config: FinetuneConfig) -> str:
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key != "checkpoint_every_s"}
-    inputs = {"workload code": code_digest(loaded.workload), "weights": state_digest(loaded.model.state_dict())}
+    inputs = {
+        "workload code": code_digest(loaded.workload, loaded.dense),
+        "weights": state_digest(loaded.model.state_dict()),
+    }
     return rundir.StageKey(stage="finetune", settings=settings, inputs=inputs).digest()[:12]
 
 
