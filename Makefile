@@ -26,7 +26,7 @@ demo: $(VENV)/.stamp-demo
 
 test: lint
 	@echo "== tests: two processes, one thread each"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.stamp-test
 	@echo "== ruff: rules and format"

@@ -18,6 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.xdist_group("packaging")  # everything is built once, by one process
+
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = sorted(path.name for path in (ROOT / "targets").glob("*.toml"))
 MAKE = shutil.which("make")
