@@ -86,7 +86,8 @@ class Check:
     """One comparison of two sides on one set of inputs.
 
     `max_abs` is the largest absolute difference over all outputs; `max_rel` divides it by the largest absolute
-    value of the reference output (at least 1e-6). The check passes when `max_rel` is at most `tolerance`.
+    value of the reference output (at least 1e-6). The check passes when `max_rel` is at most `tolerance`. Both are
+    infinite when the outputs have other shapes or a value is not finite.
     """
 
     name: str
@@ -99,11 +100,13 @@ class Check:
     passed: bool
 
     def as_dict(self) -> Json:
-        return {field: getattr(self, field) for field in self.__dataclass_fields__}
+        """Return the fields; a difference that is not finite is None, as JSON has no infinity."""
+        fields = {field: getattr(self, field) for field in self.__dataclass_fields__}
+        return fields | {key: fields[key] if math.isfinite(fields[key]) else None for key in ("max_abs", "max_rel")}
 
     @classmethod
     def from_dict(cls, data: Json) -> Check:
-        return cls(**data)
+        return cls(**data | {key: math.inf if data[key] is None else data[key] for key in ("max_abs", "max_rel")})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

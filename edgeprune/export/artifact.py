@@ -145,6 +145,7 @@ def _export(
 def _convert(subject: Subject, task: _Task, made: Path, log: Path) -> tuple[Notice, ...]:
     """Write the file under its temporary name, with a free batch where that is asked for and possible."""
     from edgeprune.export.capture import capture
+    from edgeprune.export.rewrite import FOR_TFLITE
 
     free = task.dynamic_batch and task.target.suffix == ".onnx"
     reason = subject.reason
@@ -158,10 +159,10 @@ def _convert(subject: Subject, task: _Task, made: Path, log: Path) -> tuple[Noti
             return ()
     batch = subject.batch or 1
     record = _record(subject, batch, task)
-    program = capture(subject, dynamic=False)
     if task.target.suffix == ".onnx":
-        onnx_format.convert_to_onnx(program, record, made)
+        onnx_format.convert_to_onnx(capture(subject, dynamic=False), record, made)
     else:
+        program = capture(subject, dynamic=False, rewrites=FOR_TFLITE)
         tflite_format.convert_to_tflite(program, record, made, timeout_s=task.timeout_s, log=log)
     if free or batch != 1:
         text = f"{task.target.name} takes batches of exactly {batch}: {reason}"

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import EdgePruneError, ExportError, ModelError
+from edgeprune.export.rewrite import FOR_ALL, Rewrite
 from edgeprune.export.structure import flatten, unique_names
 from edgeprune.values import Json, TensorSpec
 from edgeprune.workload import user_line
@@ -112,8 +113,8 @@ def prepare(model: nn.Module, inputs: Sequence[torch.Tensor], more: Sequence[Ten
     )
 
 
-def capture(subject: Subject, *, dynamic: bool) -> torch.export.ExportedProgram:
-    """Return the network's graph, with a free batch or at the size of its examples.
+def capture(subject: Subject, *, dynamic: bool, rewrites: Sequence[Rewrite] = FOR_ALL) -> torch.export.ExportedProgram:
+    """Return the network's graph, rewritten for a converter, with a free batch or at the size of its examples.
 
     Raises:
         ExportError: Its forward cannot be captured; `where` is the user's line.
@@ -132,7 +133,8 @@ def capture(subject: Subject, *, dynamic: bool) -> torch.export.ExportedProgram:
     for strict in (False,) if dynamic else (False, True):
         try:
             with torch.no_grad():
-                return torch.export.export(subject.network, examples, dynamic_shapes=shapes, strict=strict)
+                program = torch.export.export(subject.network, examples, dynamic_shapes=shapes, strict=strict)
+                return _rewritten(program, examples, shapes, rewrites)
         except Exception as error:  # noqa: BLE001 capture runs the user's code, which may raise anything
             _LOG.info("torch.export (strict=%s, dynamic=%s) failed: %s", strict, dynamic, error)
             first = first or error
@@ -140,6 +142,17 @@ def capture(subject: Subject, *, dynamic: bool) -> torch.export.ExportedProgram:
     raise ExportError(
         f"torch.export cannot capture the network: {_first_line(first)}", where=user_line(first, "forward")
     ) from first
+
+
+def _rewritten(
+    program: torch.export.ExportedProgram, examples: Tensors, shapes: Any, rewrites: Sequence[Rewrite]
+) -> torch.export.ExportedProgram:
+    graph_module: Any = program.module(check_guards=False)
+    if not sum(rewrite(graph_module.graph) for rewrite in rewrites):
+        return program
+    graph_module.recompile()
+    # The graph takes its inputs one by one, the network took them as *args.
+    return torch.export.export(graph_module, examples, dynamic_shapes=shapes and shapes[0])
 
 
 def run_network(network: nn.Module, tensors: Sequence[torch.Tensor]) -> Tensors:

@@ -12,18 +12,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 STORAGE_EXIT = 74
+REFUSED_EXIT = 65
 
 
 def main() -> int:
-    """Convert one program. Returns 74 when the file cannot be written."""
+    """Convert one program. Returns 65 when the converter refuses it, 74 when the file cannot be written."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    content = convert(job)
+    try:
+        content = convert(job)
+    except Exception as error:  # noqa: BLE001 whatever went wrong, its last line says so
+        traceback.print_exc()
+        sys.stderr.write(f"{_reason(error)}\n")
+        return REFUSED_EXIT
     try:
         with open(job["output"], "wb") as file:
             file.write(content)
@@ -56,6 +64,14 @@ def convert(job: dict[str, object]) -> bytes:
     examples, _ = program.example_inputs
     model = litert_torch.convert(Named(), sample_kwargs=dict(zip(in_names, examples, strict=True)))
     return bytes(model.model_content())
+
+
+def _reason(error: Exception) -> str:
+    """Return the error's first line, and the operator that torch names further down."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    operator = re.search(r"While executing .*?target=([\w.]+)", str(error))
+    return f"{text} ({operator.group(1)})" if operator and operator.group(1) not in text else text
 
 
 def _end_with_parent() -> None:
