@@ -227,7 +227,32 @@ def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse] if count else np.zeros(0, dtype=np.int64)
+    return _apart(dims, rank[inverse]) if count else np.zeros(0, dtype=np.int64)
+
+
+def _apart(dims: dict[Dim, Ids], classes: Ids) -> Ids:
+    """Split classes whose units share positions (as many blocks as places in a block): removing both multiplies."""
+    rivals: dict[int, set[int]] = {}
+    for units in dims.values():
+        pairs = _shared_positions(units)
+        for a, b in pairs[:, classes[pairs[0]] == classes[pairs[1]]].T.tolist():
+            rivals.setdefault(a, set()).add(b)
+            rivals.setdefault(b, set()).add(a)
+    part = np.zeros(len(classes), dtype=np.int64)
+    for unit in sorted(rivals):
+        taken = {int(part[rival]) for rival in rivals[unit] if rival < unit}
+        part[unit] = next(number for number in range(len(taken) + 1) if number not in taken)
+    return np.unique(np.stack([classes, part]), axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def _shared_positions(units: Ids) -> Ids:
+    """Return the pairs of units that one dimension holds at the same position, shape (2, pairs)."""
+    found = [np.zeros((2, 0), dtype=np.int64)]
+    for upper in range(len(units)):
+        for lower in range(upper):
+            both = (units[upper] >= 0) & (units[lower] >= 0)
+            found.append(np.stack([units[upper], units[lower]])[:, both])
+    return np.unique(np.concatenate(found, axis=1), axis=1)
 
 
 def _describe(flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...]) -> list[Group]:
@@ -241,8 +266,9 @@ def _describe(flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: 
         present = np.unique(group_of[units[units >= 0]]).tolist()
         for index in present:
             holders[index].append(dim)
-        if len(units) > 1:
-            _note_overlaps(units, group_of, overlapping)
+        for a, b in np.unique(group_of[_shared_positions(units)], axis=1).T.tolist():
+            overlapping[a].add(b)
+            overlapping[b].add(a)
     marked = {
         int(index)
         for statistic in statistics
@@ -278,17 +304,6 @@ def _in_order_of_positions(units: Ids, label: Ids) -> Ids:
     rows, positions = np.nonzero(np.isin(label, units))
     found, first = np.unique(label[rows, positions][np.argsort(positions, kind="stable")], return_index=True)
     return found[np.argsort(first)]
-
-
-def _note_overlaps(units: Ids, group_of: Ids, overlapping: list[set[int]]) -> None:
-    for upper in range(len(units)):
-        for lower in range(upper):
-            both = (units[upper] >= 0) & (units[lower] >= 0)
-            pairs = np.unique(np.stack([group_of[units[upper][both]], group_of[units[lower][both]]]), axis=1)
-            for a, b in pairs.T.tolist():
-                if a != b:
-                    overlapping[a].add(b)
-                    overlapping[b].add(a)
 
 
 def _pinned_groups(flow: Flow, dims: Mapping[Dim, Ids]) -> list[Group]:
