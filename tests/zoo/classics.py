@@ -51,9 +51,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or inplanes != planes:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
     def forward(self, x):
         identity = x
@@ -124,9 +122,7 @@ class ResNetBottleneck(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.blocks = nn.Sequential(
-            Bottleneck(16, 16), Bottleneck(64, 16), Bottleneck(64, 32, 2), Bottleneck(128, 32)
-        )
+        self.blocks = nn.Sequential(Bottleneck(16, 16), Bottleneck(64, 16), Bottleneck(64, 32, 2), Bottleneck(128, 32))
         self.linear = nn.Linear(128, 10)
 
     def forward(self, x):
@@ -145,9 +141,7 @@ class PreActivationBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.drop_rate = 0.3
         self.equal = in_planes == planes
-        self.conv_shortcut = (
-            None if self.equal else nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False)
-        )
+        self.conv_shortcut = None if self.equal else nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False)
 
     def forward(self, x):
         pre = F.relu(self.bn1(x))
@@ -157,9 +151,7 @@ class PreActivationBlock(nn.Module):
         return torch.add(x if self.equal else self.conv_shortcut(pre), out)
 
 
-@network(
-    "wide_resnet", (2, 3, 16, 16), note="pre-activation blocks: batch norm after the addition, on the stream"
-)
+@network("wide_resnet", (2, 3, 16, 16), note="pre-activation blocks: batch norm after the addition, on the stream")
 class WideResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -193,9 +185,7 @@ class DenseLayer(nn.Module):
         return self.conv2(F.relu(self.norm2(x)))
 
 
-@network(
-    "densenet", (2, 3, 32, 32), note="every layer reads all layers before it; transitions halve the width"
-)
+@network("densenet", (2, 3, 32, 32), note="every layer reads all layers before it; transitions halve the width")
 class DenseNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -300,9 +290,7 @@ class Fire(nn.Module):
         return torch.cat([F.relu(self.expand1x1(x)), F.relu(self.expand3x3(x))], 1)
 
 
-@network(
-    "squeezenet", (2, 3, 33, 33), note="fire modules, pooling with ceil_mode, a convolution as classifier"
-)
+@network("squeezenet", (2, 3, 33, 33), note="fire modules, pooling with ceil_mode, a convolution as classifier")
 class SqueezeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -76,9 +76,9 @@ def randomise(model: nn.Module) -> nn.Module:
                 module.running_mean.normal_(0, 0.3)
                 assert module.running_var is not None
                 module.running_var.uniform_(0.5, 2)
-            if isinstance(
-                module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm
-            ) and isinstance(module.weight, torch.Tensor):
+            if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm) and isinstance(
+                module.weight, torch.Tensor
+            ):
                 module.weight.uniform_(0.5, 1.5)
                 if isinstance(module.bias, torch.Tensor):
                     module.bias.normal_(0, 0.2)

@@ -71,9 +71,7 @@ class OutputDict(nn.Module):
         return {"logits": self.logits(x), "aux": torch.sigmoid(self.aux(x))}
 
 
-@network(
-    "buffers", (2, 3, 12, 12), note="input normalisation, per-channel scale buffer and a constant kernel"
-)
+@network("buffers", (2, 3, 12, 12), note="input normalisation, per-channel scale buffer and a constant kernel")
 class Buffers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -108,9 +106,7 @@ class BareParameters(nn.Module):
         return self.out(F.relu(x))
 
 
-@network(
-    "position_embedding", (2, 3, 16, 16), note="a learned parameter added to every position of a sequence"
-)
+@network("position_embedding", (2, 3, 16, 16), note="a learned parameter added to every position of a sequence")
 class PositionEmbedding(nn.Module):
     def __init__(self) -> None:
         super().__init__()

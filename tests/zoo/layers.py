@@ -286,9 +286,7 @@ class PRelu(nn.Module):
         return self.act3(self.fc(x.mean((2, 3))))
 
 
-@network(
-    "pooling", (2, 3, 32, 32), note="max, average and adaptive pooling, padded, to one and to four cells"
-)
+@network("pooling", (2, 3, 32, 32), note="max, average and adaptive pooling, padded, to one and to four cells")
 class Pooling(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -44,17 +44,13 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        features = [
-            nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(inplace=True))
-        ]
+        features = [nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(inplace=True))]
         width = 16
         for t, c, n, s in [(1, 8, 1, 1), (6, 16, 2, 2), (6, 24, 2, 2)]:
             for i in range(n):
                 features.append(InvertedResidual(width, c, s if i == 0 else 1, t))
                 width = c
-        features.append(
-            nn.Sequential(nn.Conv2d(width, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU6(True))
-        )
+        features.append(nn.Sequential(nn.Conv2d(width, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU6(True)))
         self.features = nn.Sequential(*features)
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(128, 10))
 
@@ -97,9 +93,7 @@ class BneckV3(nn.Module):
         return x + y if self.residual else y
 
 
-@network(
-    "mobilenet_v3", (2, 3, 32, 32), note="squeeze and excitation, hard swish, a head of 1 x 1 convolutions"
-)
+@network("mobilenet_v3", (2, 3, 32, 32), note="squeeze and excitation, hard swish, a head of 1 x 1 convolutions")
 class MobileNetV3(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -163,14 +157,10 @@ class ShuffleUnit(nn.Module):
 class ShuffleNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
-        )
+        self.conv1 = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         self.stage2 = nn.Sequential(ShuffleUnit(16, 48, 2), ShuffleUnit(48, 48, 1), ShuffleUnit(48, 48, 1))
         self.stage3 = nn.Sequential(ShuffleUnit(48, 96, 2), ShuffleUnit(96, 96, 1))
-        self.conv5 = nn.Sequential(
-            nn.Conv2d(96, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(inplace=True)
-        )
+        self.conv5 = nn.Sequential(nn.Conv2d(96, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(inplace=True))
         self.fc = nn.Linear(128, 10)
 
     def forward(self, x):
@@ -269,9 +259,7 @@ class GhostNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-@network(
-    "ds_cnn", (2, 1, 40, 16), note="keyword spotting on 40 mel bands as a 1-D depthwise separable network"
-)
+@network("ds_cnn", (2, 1, 40, 16), note="keyword spotting on 40 mel bands as a 1-D depthwise separable network")
 class DsCnn(nn.Module):
     def __init__(self) -> None:
         super().__init__()

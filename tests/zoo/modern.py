@@ -82,9 +82,7 @@ class MixerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.token_mix = nn.Sequential(nn.Linear(tokens, 32), nn.GELU(), nn.Linear(32, tokens))
         self.norm2 = nn.LayerNorm(channels)
-        self.channel_mix = nn.Sequential(
-            nn.Linear(channels, 96), nn.GELU(), nn.Dropout(0.1), nn.Linear(96, channels)
-        )
+        self.channel_mix = nn.Sequential(nn.Linear(channels, 96), nn.GELU(), nn.Dropout(0.1), nn.Linear(96, channels))
 
     def forward(self, x):
         y = self.norm1(x).transpose(1, 2)
@@ -111,9 +109,7 @@ class MlpMixer(nn.Module):
 class RepVggBlock(nn.Module):
     def __init__(self, in_channels, out_channels, stride=1):
         super().__init__()
-        self.rbr_identity = (
-            nn.BatchNorm2d(in_channels) if in_channels == out_channels and stride == 1 else None
-        )
+        self.rbr_identity = nn.BatchNorm2d(in_channels) if in_channels == out_channels and stride == 1 else None
         self.rbr_dense = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False), nn.BatchNorm2d(out_channels)
         )
@@ -161,9 +157,7 @@ class Cbam(nn.Module):
         return x * torch.sigmoid(self.spatial(torch.cat([avg, top], dim=1)))
 
 
-@network(
-    "cbam", (2, 3, 16, 16), note="attention over channels and over space: mean and maximum of the channels"
-)
+@network("cbam", (2, 3, 16, 16), note="attention over channels and over space: mean and maximum of the channels")
 class CbamNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()

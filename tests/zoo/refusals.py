@@ -40,9 +40,7 @@ class LoopOnValues(nn.Module):
         return self.out(x)
 
 
-@network(
-    "through_numpy", (2, 8), into=UNTRACEABLE, note="a detour through numpy that hides what depends on what"
-)
+@network("through_numpy", (2, 8), into=UNTRACEABLE, note="a detour through numpy that hides what depends on what")
 class ThroughNumpy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -65,9 +63,7 @@ class SingleLinear(nn.Module):
         return self.fc(x)
 
 
-@network(
-    "output_of_every_layer", (2, 3, 8, 8), into=UNPRUNABLE, note="every layer's output leaves the network"
-)
+@network("output_of_every_layer", (2, 3, 8, 8), into=UNPRUNABLE, note="every layer's output leaves the network")
 class EveryLayerLeaves(nn.Module):
     def __init__(self) -> None:
         super().__init__()

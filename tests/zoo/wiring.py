@@ -50,9 +50,7 @@ class SqueezeExciteExpand(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 32, 3, padding=1)
-        self.gate = nn.Sequential(
-            nn.Linear(32, 8, bias=False), nn.ReLU(inplace=True), nn.Linear(8, 32, bias=False)
-        )
+        self.gate = nn.Sequential(nn.Linear(32, 8, bias=False), nn.ReLU(inplace=True), nn.Linear(8, 32, bias=False))
         self.out = nn.Conv2d(32, 5, 1)
 
     def forward(self, x):
@@ -166,9 +164,7 @@ class ViewSizes(nn.Module):
         return self.fc(x.reshape(n, -1))
 
 
-@network(
-    "permute", (2, 3, 12, 12), note="NHWC layer norm and linear, flatten after permute, transpose and back"
-)
+@network("permute", (2, 3, 12, 12), note="NHWC layer norm and linear, flatten after permute, transpose and back")
 class Permute(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -217,9 +213,7 @@ class SqueezeUnsqueeze(nn.Module):
         return self.fc(z.mean(-1))
 
 
-@network(
-    "interpolate", (2, 3, 16, 16), note="nearest and bilinear resizing by factor and to another tensor's size"
-)
+@network("interpolate", (2, 3, 16, 16), note="nearest and bilinear resizing by factor and to another tensor's size")
 class Interpolate(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -239,9 +233,7 @@ class Interpolate(nn.Module):
         return self.head(a + b)
 
 
-@network(
-    "pixel_shuffle", (2, 3, 8, 8), note="super resolution with sub-pixel convolution, then a convolution"
-)
+@network("pixel_shuffle", (2, 3, 8, 8), note="super resolution with sub-pixel convolution, then a convolution")
 class PixelShuffle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -269,9 +261,7 @@ class PixelUnshuffle(nn.Module):
         return self.head(F.relu(self.conv2(x)))
 
 
-@network(
-    "channel_shuffle", (2, 3, 12, 12), note="grouped convolutions with a hand-written channel shuffle between"
-)
+@network("channel_shuffle", (2, 3, 12, 12), note="grouped convolutions with a hand-written channel shuffle between")
 class ChannelShuffle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -308,9 +298,7 @@ class EmbeddingMlp(nn.Module):
         return self.fc2(self.drop(F.relu(self.fc1(x))))
 
 
-@network(
-    "embedding_conv", (2, 16), tokens=80, note="text CNN: embedding, parallel 1-D convolutions, max over time"
-)
+@network("embedding_conv", (2, 16), tokens=80, note="text CNN: embedding, parallel 1-D convolutions, max over time")
 class TextCnn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
