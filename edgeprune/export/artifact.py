@@ -116,7 +116,7 @@ def _export(
 
     target, log_path, made = task.target, work / "log", work / task.target.name
     examples = checked_inputs(inputs, more)
-    with log_path.open("w", encoding="utf-8") as log, quiet(log):
+    with log_path.open("a", encoding="utf-8") as log, quiet(log):
         subject = prepare(model, inputs, [tuple(tensors) for tensors in more])
         try:
             notices = _convert(subject, task, made, log_path)
@@ -136,7 +136,8 @@ def _export(
             require(checks)
         except (VerificationError, ResolveError) as error:
             os.replace(made, rejected)
-            raise VerificationError(error.message, fix=error.fix, where=str(rejected)) from error
+            message = error.message.replace(str(made), str(target))
+            raise VerificationError(message, fix=error.fix, where=str(rejected)) from error
     artifact = describe(target, opened, made.read_bytes())
     _put_in_place(made, target)
     return Exported(artifact=artifact, checks=checks, notices=notices)
