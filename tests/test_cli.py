@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -389,6 +392,141 @@ def test_a_fine_tuned_network_is_not_pruned_over(run: Run) -> None:
     assert said.code == 2
     assert "fine-tuned already" in said.err
     assert Path("small/finetuned.safetensors").read_bytes() == b"hours of work"
+
+
+SHORT = (
+    "-s",
+    'export.formats=["onnx"]',
+    "-s",
+    "finetune.epochs=1",
+    "-s",
+    "bench.processes=2",
+    "-s",
+    "bench.min_runs=5",
+)
+SHORT += ("-s", "bench.min_seconds=0.02", "-s", "bench.warmup_seconds=0", "-s", "bench.max_seconds=1")
+
+
+def test_the_steps_one_after_the_other(run: Run) -> None:
+    assert run("prune", "tiny.py", "--ratio", "0.5", "-o", "small").code == 0
+    tuned = run("finetune", "small", "--epochs", "1", "--json")
+    assert tuned.code == 0, tuned.err
+    document = json.loads(tuned.out)
+    assert len(document["history"]) == 1
+    assert set(document["metrics"]) == {"pruned", "recalibrated", "finetuned"}
+    assert not list(Path("small").glob("checkpoint*"))
+    for words in (("small", "-o", "out/model.onnx"), ("tiny.py", "-o", "out/baseline.onnx")):
+        exported = run("export", *words)
+        assert exported.code == 0, exported.err
+        assert "equal" in exported.out
+    assert run("verify", "out/model.onnx", "small").code == 0
+    different = run("verify", "out/model.onnx", "out/baseline.onnx", "--json")
+    assert different.code == 4
+    assert json.loads(different.out)["error"]["error"] == "VerificationError"
+    assert not json.loads(different.out)["passed"]
+    measured = run("bench", "out/model.onnx", "out/baseline.onnx", "-o", "rows.jsonl", *SHORT[4:])
+    assert measured.code == 0, measured.err
+    assert measured.out.index("baseline.onnx") < measured.out.index("model.onnx")
+    compared = json.loads(run("compare", "rows.jsonl", "--json").out)
+    assert len(compared["comparisons"]) == 1
+    again = json.loads(run("compare", "rows.jsonl", "rows.jsonl", "--json").out)
+    assert {value["verdict"] for value in again["comparisons"]} == {"no difference shown"}
+    assert "sha256: " in run("inspect", "out/model.onnx").out
+
+
+def test_fine_tuning_into_another_folder_leaves_the_first_alone(run: Run) -> None:
+    assert run("prune", "tiny.py", "-o", "small").code == 0
+    before = _tree(Path("small"))
+    assert run("finetune", "small", "--epochs", "1", "-o", "tuned", "-q").code == 0
+    assert _tree(Path("small")) == before
+    first = Path("tuned/finetuned.safetensors").read_bytes()
+    assert run("finetune", "small", "--epochs", "1", "-o", "tuned", "-q").code == 0
+    assert Path("tuned/finetuned.safetensors").read_bytes() == first
+    said = run("finetune", "small", "-o", ".")
+    assert said.code == 2
+    assert "not empty" in said.err
+
+
+def test_a_pickled_program_is_refused(run: Run) -> None:
+    assert run("prune", "tiny.py", "-o", "small").code == 0
+    assert run("verify", "small/pruned.pt2", "small").code == 0
+    with zipfile.ZipFile("small/pruned.pt2") as old, zipfile.ZipFile("bad.pt2", "w") as new:
+        for item in old.infolist():
+            data = old.read(item)
+            if item.filename.endswith("sample_inputs/model.pt"):
+                buffer = io.BytesIO()
+                torch.save((Path("owned"),), buffer)
+                data = buffer.getvalue()
+            new.writestr(item.filename, data)
+    said = run("verify", "bad.pt2", "small")
+    assert said.code == 2
+    assert "bad.pt2 holds pickled objects" in said.err
+    assert "--trust-pickle" in said.err
+    Path("no.pt2").write_bytes(b"no archive")
+    assert "no.pt2 is not a .pt2 program" in run("verify", "no.pt2", "small").err
+
+
+def test_compress_then_resume_then_report(run: Run) -> None:
+    said = run("compress", "tiny.py", *SHORT)
+    assert said.code == 0, said.err
+    assert "verdict: onnx " in said.out
+    assert "report: runs/tiny-r50/report.html" in said.out
+    again = run("resume", "runs/tiny-r50", "--json", "-q")
+    assert again.code == 0
+    assert again.err == ""
+    assert {stage["state"] for stage in json.loads(again.out)["stages"]} == {"reused"}
+    assert run("report", "runs/tiny-r50", "-o", "all.html").code == 0
+    assert Path("all.html").read_text().startswith("<!doctype html>")
+    assert run("verify", "runs/tiny-r50", "runs/tiny-r50/model.onnx").code == 0
+    missed = run("compress", "tiny.py", *SHORT, "--max-size", "1kB", "--json")
+    assert missed.code == 5
+    document = json.loads(missed.out)
+    assert document["error"]["error"] == "BudgetMissed"
+    assert document["verdict"]["passed"] is False
+    shutil.copy("tiny.py", "other.py")
+    with Path("other.py").open("a") as file:
+        file.write("\nOTHER = True\n")
+    before = _tree(Path("runs"))
+    other = run("compress", "other.py", *SHORT, "-o", "runs/tiny-r50")
+    assert other.code == 2
+    assert "runs/tiny-r50 is a run of another workload" in other.err
+    assert _tree(Path("runs")) == before
+
+
+def test_a_loss_that_is_not_finite_exits_3(run: Run) -> None:
+    _rewrite("return F.cross_entropy(model(pictures), labels)", "return model(pictures).sum() * float('nan')")
+    said = run("compress", "tiny.py", *SHORT)
+    assert said.code == 3
+    assert "nan" in said.err
+    assert "Traceback" not in said.err
+    assert Path("runs/tiny-r50/pruned.safetensors").is_file()
+
+
+def test_a_user_function_that_fails_is_told_with_its_line(run: Run) -> None:
+    _rewrite("    pictures, labels = batch\n", "    pictures, labels, weights = batch\n")
+    said = run("compress", "tiny.py", *SHORT)
+    assert said.code == 3
+    assert "train_step() of the workload failed: ValueError: not enough values to unpack" in said.err
+    assert "--> tiny.py:47" in said.err
+    assert "Traceback" in run("compress", "tiny.py", *SHORT, "-v").err
+
+
+def test_a_full_disk_while_exporting_exits_3_and_the_same_command_finishes(run: Run) -> None:
+    settings = (*SHORT, "-s", "finetune.epochs=0")
+    words = [sys.executable, "-m", "edgeprune", "compress", "tiny.py", *settings]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
+
+    full = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
+    assert full.returncode == 3, full.stderr
+    assert "cannot write runs/tiny-r50/baseline.onnx: File too large" in full.stderr
+    assert "fix: " in full.stderr
+    assert Path("runs/tiny-r50/finetuned.safetensors").is_file()
+    assert not Path("runs/tiny-r50/baseline.onnx").exists()
+    said = run("compress", "tiny.py", *settings)
+    assert said.code == 0, said.err
+    assert " finetune    reused" in said.err
 
 
 def test_every_error_class_has_its_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
