@@ -230,6 +230,28 @@ def test_without_data_the_network_is_pruned_and_the_user_told(folder: Path) -> N
     assert run.data["history"] == []
 
 
+def test_without_a_metric_nothing_is_scored_and_the_report_is_whole(folder: Path) -> None:
+    for name in ("evaluate(", "test_data(", "evaluate_outputs("):
+        _rewrite(folder, f"def {name}", f"def _{name}")
+    run = compress(_config(folder))
+    assert set(run.data["metrics"].values()) == {None}
+    assert all(entry["metrics"] is None for entry in run.data["artifacts"])
+    assert "top1" not in run.data["verdict"]["text"]
+    assert (run.folder / "report.html").stat().st_size > 0
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_result(folder: Path) -> None:
+    _rewrite(folder, ".mean().item()}", ".mean().item(), 'made_loss': float('nan')}")
+    run = compress(_config(folder))
+    assert json.loads((run.folder / "result.json").read_text())["metrics"]["dense"]["made_loss"] is None
+
+
+def test_a_ratio_that_rounding_changes_is_told(copied: Path) -> None:
+    again = compress(_config(copied, prune__ratio=0.75))
+    assert [notice["code"] for notice in again.data["notices"]] == ["rounded"]
+    assert "ratio 0.75 became 0.50" in again.data["notices"][0]["text"]
+
+
 def test_calibration_data_alone_distils_and_says_so(folder: Path) -> None:
     _rewrite(folder, "def train_data(", "def calibration_data(")
     _rewrite(folder, "def train_step(", "def _train_step(")
@@ -394,6 +416,21 @@ def test_each_kill_alone(copied: Path, folder: Path, point: str) -> None:
     shutil.rmtree(copied / "run")
     _kill(folder, point, how="alone")
     assert _digests(folder) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_only_the_first_one_reports(folder: Path) -> None:
+    (folder / "settings.toml").write_text(_config(folder).to_toml())
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "edgeprune"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (folder / "edgeprune.toml").write_text((folder / "settings.toml").read_text())
+    for state in ("done", "reused"):
+        done = subprocess.run(
+            [*words, "compress", "--json"], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        stages = {stage["name"]: stage["state"] for stage in json.loads(done.stdout)["stages"]}
+        assert stages["finetune"] == state
 
 
 _SLOW = """    import os, time
