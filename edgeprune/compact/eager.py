@@ -25,6 +25,8 @@ from edgeprune.values import Check
 from edgeprune.workload import user_line
 
 TOLERANCE = 1e-4
+# Rounding of float32 seldom exceeds this; a larger difference must vanish in float64, however small it looks.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,23 +100,23 @@ def compare(
         VerificationError: A shape differs, a value is not finite, or the difference exceeds the tolerance.
     """
     result = difference(expected, found)
-    if result.max_rel > TOLERANCE / 10 or not np.isfinite(result.max_rel):
+    if result.max_rel > ROUNDING:
         precise = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
         try:
             reference = reference_outputs(masked_copy(model, graph.masks(keep)).double(), graph, keep, precise)
-            result = difference(reference, _run(copy_model(small).double(), precise))
+            result = difference(reference, _run(copy_model(small).double(), precise), ROUNDING)
         except (RuntimeError, EdgePruneError):  # a network that fixes float32 is judged in float32
             result = difference(expected, found)
     if not result.passed:
         raise VerificationError(
             f"the compacted network differs from the masked dense one on {result.output}: "
-            f"max relative difference {result.max_rel:.1e}, limit {TOLERANCE:.0e}",
+            f"max relative difference {result.max_rel:.1e}, limit {result.tolerance:.0e}",
             fix="keep the groups involved (edgeprune inspect lists them), or report the network",
         )
     return result
 
 
-def difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> Check:
+def difference(expected: list[torch.Tensor], found: list[torch.Tensor], tolerance: float = TOLERANCE) -> Check:
     """Return the largest difference over outputs, relative to the largest reference value of each output."""
     if [tuple(tensor.shape) for tensor in expected] != [tuple(tensor.shape) for tensor in found]:
         raise VerificationError(
@@ -137,9 +139,9 @@ def difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> Check
         batch_size=int(expected[0].shape[0]) if expected and expected[0].dim() else 1,
         max_abs=worst[0],
         max_rel=worst[1],
-        tolerance=TOLERANCE,
+        tolerance=tolerance,
         output=worst[2],
-        passed=worst[1] <= TOLERANCE,
+        passed=worst[1] <= tolerance,
     )
 
 
