@@ -144,17 +144,18 @@ def _choose(
             if name in wanted:
                 wanted[name] = float(np.mean(shared))
     steps = {group.name: _step(group, align) for group in active}
+    least = {group.name: max(-(-config.min_channels * group.size // max(group.channels, 1)), 1) for group in active}
     for linked in graph.links:
         together = [name for name in linked if name in steps]
-        for name in together:
-            steps[name] = int(np.lcm.reduce([steps[other] for other in together]))
+        if together:
+            steps.update(dict.fromkeys(together, int(np.lcm.reduce([steps[name] for name in together]))))
+            least.update(dict.fromkeys(together, max(least[name] for name in together)))
     keep = {}
     for group in graph.free:
         if group.name in rest:
             keep[group.name] = np.arange(group.size)
             continue
-        minimum = -(-config.min_channels * group.size // max(group.channels, 1))
-        count = _round(wanted[group.name], steps[group.name], max(minimum, 1), group.size)
+        count = _round(wanted[group.name], steps[group.name], least[group.name], group.size)
         order = np.argsort(-scores[group.name], kind="stable")
         keep[group.name] = np.sort(order[:count])
     return keep
