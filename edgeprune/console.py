@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import DeviceError, EdgePruneError, VerificationError
 from edgeprune.pipeline.events import Event
-from edgeprune.values import Json, Notice
+from edgeprune.values import Json, Notice, finite
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -75,7 +75,7 @@ class Console:
 
     def show(self, text: str, data: Any) -> None:
         """Print a result: the text, or the data as one JSON document."""
-        print(json.dumps(data, indent=1) if self.as_json else text, flush=True)
+        print(json.dumps(finite(data), indent=1) if self.as_json else text, flush=True)
 
     def show_run(self, result: Json, folder: str) -> int:
         """Show a finished run and return its exit code: 5 for a missed budget, 6 for a failed measurement."""
@@ -141,7 +141,7 @@ class Console:
             _error_line("".join(traceback.format_exception(error.__cause__)).rstrip())
         if self.as_json:
             body = error.as_dict()
-            print(json.dumps(body if document is None else {**document, "error": body}, indent=1), flush=True)
+            print(json.dumps(finite(body if document is None else {**document, "error": body}), indent=1), flush=True)
         return error.exit_code
 
     def show_bug(self, error: BaseException) -> int:

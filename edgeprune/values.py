@@ -121,6 +121,15 @@ class Notice:
         return {"code": self.code, "text": self.text, "fix": self.fix}
 
 
+def finite(value: Any) -> Any:
+    """Return plain data with null where a number is not finite, which JSON cannot hold; tuples become lists."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def lower_is_better(metric: str) -> bool:
     """Return whether small values of a metric are good: it is named, or ends in, `loss` or `error`."""
     return metric in ("loss", "error") or metric.endswith(("_loss", "_error"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeprune import rundir
 from edgeprune.config import RunConfig, load_config
@@ -22,7 +21,7 @@ from edgeprune.pipeline.prepare import Prepared, absolute_settings, default_outp
 from edgeprune.pipeline.stages import Session
 from edgeprune.pipeline.verdict import judge
 from edgeprune.rundir import RunDirectory, StageRecord
-from edgeprune.values import Json
+from edgeprune.values import Json, finite
 from edgeprune.version import VERSION
 from edgeprune.workload import Workload
 
@@ -139,15 +138,6 @@ def _check_metric(session: Session, dense: StageRecord | None) -> None:
         )
 
 
-def _finite(value: Any) -> Any:
-    """Return a value with null where a number is not finite, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _report(
     session: Session,
     planned: StageRecord,
@@ -207,9 +197,9 @@ def _gather(
         "reproduce": [command(prepared.config, prepared.workload)],
         "stages": session.stages,
     }
-    finite: Json = _finite(result)
-    finite["verdict"] = judge(finite, prepared.config)
-    return finite
+    plain: Json = finite(result)
+    plain["verdict"] = judge(plain, prepared.config)
+    return plain
 
 
 def _artifact(exported: StageRecord, scored: StageRecord | None) -> Json:

@@ -32,7 +32,7 @@ from edgeprune.pipeline.tuning import (
     tuning_notice,
 )
 from edgeprune.rundir import RunDirectory, StageKey, StageRecord
-from edgeprune.values import Artifact, Json, Notice
+from edgeprune.values import Artifact, Json, Notice, finite
 from edgeprune.version import VERSION
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
         )
         save_state(session.path(rundir.FINETUNED), result.model.state_dict())
         history = history_rows(result)
-        rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(history, indent=1) + "\n")
+        rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(finite(history), indent=1) + "\n")
         metrics = evaluate(prepared.workload, result.model)
         facts = {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
         return outputs, facts | {"notices": [notice.as_dict() for notice in result.notices]}

@@ -29,7 +29,7 @@ from edgeprune.pipeline.tuning import (
     tuning_notice,
 )
 from edgeprune.targets import find_target
-from edgeprune.values import Json
+from edgeprune.values import Json, finite
 from edgeprune.version import VERSION
 from edgeprune.workload import load_workload
 
@@ -179,7 +179,7 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
             listen(Event(stage="finetune", state="notice", notice=told))
         history = history_rows(result)
         folders.save_state(folder / rundir.FINETUNED, result.model.state_dict())
-        rundir.write_atomic(folder / rundir.HISTORY, json.dumps(history, indent=1) + "\n")
+        rundir.write_atomic(folder / rundir.HISTORY, json.dumps(finite(history), indent=1) + "\n")
         rundir.remove_checkpoints(folder)
         metrics["finetuned"] = evaluate(loaded.workload, result.model)
     return {"folder": str(folder), "metrics": metrics, "history": history, "best_epoch": result.best_epoch}
