@@ -1,0 +1,10 @@
+"""Getting accuracy back: fine-tuning, distillation, BatchNorm recalibration."""
+
+from __future__ import annotations
+
+from edgeprune.training.batches import model_inputs
+from edgeprune.training.loop import finetune
+from edgeprune.training.recalibrate import recalibrate
+from edgeprune.training.records import EpochRecord, FinetuneResult, Progress
+
+__all__ = ["EpochRecord", "FinetuneResult", "Progress", "finetune", "model_inputs", "recalibrate"]

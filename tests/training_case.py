@@ -1,0 +1,179 @@
+"""A small training that draws from every random generator, also run as a program of its own by the tests.
+
+python -m tests.training_case killed CHECKPOINT       SIGKILL in the middle of the second epoch
+torchrun ... -m tests.training_case together FOLDER   several trainings in two processes
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edgeprune.config import FinetuneConfig
+from edgeprune.training import FinetuneResult, Progress, finetune
+
+CLASSES = 4
+
+
+class SmallNet(nn.Module):
+    """Convolution, BatchNorm and dropout on images of shape (N, 1, 6, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(8 * 9, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = F.max_pool2d(F.relu(self.norm(self.conv(images))), 2)
+        return self.head(self.drop(hidden.flatten(1)))
+
+
+def small_net(seed: int = 0) -> SmallNet:
+    """Return a network in evaluation mode, untrained, without touching the global generators."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SmallNet().eval()
+
+
+def samples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return noisy images of shape (N, 1, 6, 6), one bright quarter each, and which quarter it is."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, CLASSES, (count,), generator=generator)
+    images = torch.randn(count, 1, 6, 6, generator=generator)
+    for index, label in enumerate(labels.tolist()):
+        row, column = divmod(label, 2)
+        images[index, 0, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3] += 1.0
+    return images, labels
+
+
+def train_data(count: int = 96, size: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield shuffled, augmented batches; draws from torch, numpy and Python while the epoch goes on."""
+    images, labels = samples(count, seed=1)
+    for chosen in torch.randperm(count).split(size):
+        noise = torch.from_numpy(np.random.standard_normal((len(chosen), 1, 6, 6)).astype(np.float32))
+        yield images[chosen] + 0.1 * random.random() * noise, labels[chosen]
+
+
+def train_step(model: nn.Module, batch: Any) -> torch.Tensor:
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+def evaluate(model: nn.Module) -> dict[str, float]:
+    images, labels = samples(200, seed=2)
+    with torch.no_grad():
+        scores = model(images)
+    return {"top1": (scores.argmax(1) == labels).double().mean().item()}
+
+
+def settings(**changes: Any) -> FinetuneConfig:
+    return FinetuneConfig(**({"epochs": 3, "lr": 0.01, "warmup_steps": 2, "checkpoint_every_s": 0} | changes))
+
+
+def train(
+    checkpoint: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    step: Callable[[nn.Module, Any], torch.Tensor] = train_step,
+    **changes: Any,
+) -> FinetuneResult:
+    """Fine-tune the small network as every test of resuming does."""
+    return finetune(
+        small_net(),
+        step=step,
+        data=train_data,
+        config=settings(**changes),
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+        seed=7,
+    )
+
+
+def kill_at(epoch: int, step: int, number: signal.Signals) -> Callable[[Progress], None]:
+    """Return a progress function that sends this process a signal after one step."""
+
+    def send(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (epoch, step):
+            os.kill(os.getpid(), number)
+
+    return send
+
+
+class SpareNet(SmallNet):
+    """The small network with a layer that its forward does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(3, 3)
+
+
+def two_views(model: nn.Module, batch: Any) -> torch.Tensor:
+    """Call the network twice in one step, as contrastive losses do."""
+    images, labels = batch
+    return F.cross_entropy(model(images), labels) + F.mse_loss(model(images.flip(0)), model(images).flip(0))
+
+
+def train_joined(joined: int) -> FinetuneResult:
+    """Train a network without BatchNorm and dropout on batches that are `joined` of the usual ones."""
+    images, labels = samples(96, seed=1)
+    size = 8 * joined
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, CLASSES))
+    return finetune(
+        model,
+        step=train_step,
+        data=lambda: list(zip(images.split(size), labels.split(size), strict=True)),
+        config=settings(epochs=8, optimizer="sgd", lr=0.1),
+        evaluate=evaluate,
+    )
+
+
+def _together(folder: Path) -> None:
+    """Train, be interrupted and go on, and train on a number of batches that two processes cannot share evenly."""
+    rank = int(os.environ["RANK"])
+    plain = train(checkpoint_every_s=3600)
+    try:
+        train(folder / "checkpoint", kill_at(2, 2, signal.SIGINT), checkpoint_every_s=3600)
+        stopped = False
+    except KeyboardInterrupt:
+        stopped = True
+    resumed = train(folder / "checkpoint")
+    uneven = finetune(
+        SpareNet(), step=two_views, data=lambda: train_data(80), config=settings(distill=0.5), teacher=small_net(3)
+    )
+    joined = train_joined(1)
+    facts = {
+        "joined": joined.model.state_dict(),
+        "joined top1": joined.history[-1].validation["top1"],
+        "plain": plain.model.state_dict(),
+        "resumed": resumed.model.state_dict(),
+        "uneven": uneven.model.state_dict(),
+        "stopped": stopped,
+        "top1": [record.validation["top1"] for record in plain.history],
+        "loss": [record.train["loss"] for record in plain.history],
+        "spare": uneven.model.spare.weight.detach(),
+    }
+    torch.save(facts, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    command, path = sys.argv[1:]
+    if command == "killed":
+        train(Path(path), kill_at(2, 3, signal.SIGKILL))
+    elif command == "together":
+        _together(Path(path))
