@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -456,6 +457,7 @@ def test_ctrl_c_while_training_exits_130_and_says_how_to_go_on(copied: Path) -> 
             break
     while not list((copied / "run").glob("checkpoint*")):
         assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -101,7 +101,7 @@ def finetune(
     Args:
         data: Batches, iterated once per epoch; a function that returns them works too.
         step: Returns the loss of a batch. Without it the network learns the outputs of `teacher`.
-        teacher: The dense network, for distillation.
+        teacher: The dense network, for distillation; beside `step` it makes up `distill=0.5` of the loss.
         checkpoint: A file from which an interrupted training goes on.
         settings: Other settings of the section `finetune`, such as `lr` or `optimizer`.
 
