@@ -79,7 +79,14 @@ def output_option(what: str) -> Callable[[Command], Command]:
     return _setting("-o", "--output", metavar="PATH", help=what)
 
 
-@click.group(context_settings=_CONTEXT)
+class InOrder(click.Group):
+    """A group that lists its commands in the order of the work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings=_CONTEXT)
 @click.version_option(VERSION, prog_name="edgeprune", message="%(prog)s %(version)s")
 def cli() -> None:
     """Prune a trained PyTorch network, prove every exported file equal to it, and measure it on the device.
@@ -304,7 +311,7 @@ def targets(console: Console, name: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every failure is shown in one way."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     console = Console(as_json="--json" in words)
     if os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1":
         return _follow(console, words)

@@ -85,6 +85,14 @@ def test_completion_offers_commands() -> None:
     assert done.stdout.split() == ["plain,compare", "plain,compress"]
 
 
+def test_without_a_command_the_help_lists_them_in_order_of_the_work(run: Run) -> None:
+    said = run()
+    assert said.code == 0
+    assert said.err == ""
+    places = [said.out.index(f"\n  {name} ") for name in ("init", "inspect", "compress", "prune", "export", "report")]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("command", sorted(cli.cli.commands))
 def test_every_command_has_help_and_json(run: Run, command: str) -> None:
     said = run(command, "--help")

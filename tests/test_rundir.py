@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune import rundir
@@ -71,6 +71,7 @@ def test_the_version_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.Monk
         assert "-> 99.0" in run.changes(_key())[0]
 
 
+@settings(deadline=None, max_examples=40)
 @given(cut=st.integers(min_value=2, max_value=400))
 def test_a_journal_cut_anywhere_is_read_and_goes_on(cut: int) -> None:
     import tempfile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.config import RunConfig, validate
@@ -109,6 +109,7 @@ def test_the_metric_of_the_settings_decides() -> None:
     assert not judged["passed"]
 
 
+@settings(deadline=None)
 @given(before=st.floats(-1e6, 1e6), after=st.floats(-1e6, 1e6))
 def test_a_drop_is_positive_exactly_when_it_became_worse(before: float, after: float) -> None:
     assert (drop("top1", before, after) > 0) is (after < before)
