@@ -109,7 +109,9 @@ class Position:
 
 
 def better(record: EpochRecord, metric: str | None, best: float | None) -> float | None:
-    """Return the value by which an epoch is the best so far, or None where an earlier one is at least as good.
+    """Return the value by which an epoch is the best so far, or None where an earlier one is better.
+
+    Of equals the later epoch is the best: it has trained longer.
 
     Args:
         metric: The validation metric that decides; None takes the first one, or the training loss if there is none.
@@ -127,5 +129,5 @@ def better(record: EpochRecord, metric: str | None, best: float | None) -> float
     value = record.validation[name] if record.validation else record.train["loss"]
     if best is None or math.isnan(best):
         return value
-    improves = value < best if lower_is_better(name) else value > best
+    improves = value <= best if lower_is_better(name) else value >= best
     return value if improves else None
