@@ -6,6 +6,7 @@ torch's modules are repaired from the shapes of their tensors. The user's module
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,47 @@ _REPAIRS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
     ((nn.Embedding, nn.EmbeddingBag), _embedding),
     (nn.PReLU, _prelu),
 )
+
+
+# Norms without tensors of their own know their width as a number only; it is read off what they are called with.
+_NORMS = (nn.modules.instancenorm._InstanceNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+def repair_norms_(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
+    """Set the sizes of norms without tensors from the inputs that they see in one forward, in place.
+
+    Args:
+        run: Runs a network on the example inputs; it is given a copy. What it raises is raised.
+    """
+    modules = list(model.modules())
+    chosen = [n for n, m in enumerate(modules) if isinstance(m, _NORMS) and not _own_tensors(m)]
+    if not chosen:
+        return
+    trial = copy.deepcopy(model)
+    copies = list(trial.modules())
+    for index in chosen:
+        copies[index].register_forward_pre_hook(_fit_to_input)
+    run(trial)
+    for index in chosen:
+        for name in ("num_features", "num_groups", "num_channels", "normalized_shape"):
+            if hasattr(modules[index], name):
+                setattr(modules[index], name, getattr(copies[index], name))
+
+
+def _fit_to_input(module: Any, args: tuple[Any, ...]) -> None:
+    shape = args[0].shape
+    if isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:
+            module.num_groups = shape[1]
+        module.num_channels = shape[1]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(shape[-len(module.normalized_shape) :])
+    else:
+        module.num_features = shape[0 if len(shape) == module._get_no_batch_dim() else 1]
+
+
+def _own_tensors(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
 def repair_sizes_(model: nn.Module, before: dict[str, tuple[int, ...]], changed: set[Dim]) -> int:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeprune.compact.attributes import repair_sizes_, repair_torch_
+from edgeprune.compact.attributes import repair_norms_, repair_sizes_, repair_torch_
 from edgeprune.compact.reference import masked_copy, reference_outputs
 from edgeprune.errors import ConfigError, EdgePruneError, ModelError, ResolveError, VerificationError
 from edgeprune.graph import ChannelGraph
@@ -75,6 +75,7 @@ def compact(
         if small is None:
             continue
         try:
+            repair_norms_(small, lambda trial: _run(trial, inputs))
             check = compare(expected, _run(copy_model(small), inputs), inputs, model, small, graph, keep)
         except EdgePruneError as error:
             failures.append(error)
