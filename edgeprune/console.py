@@ -89,6 +89,7 @@ class Console:
 
     def show_verification(self, found: Json) -> int:
         """Show the checks of `verify` and return the exit code: 4 where they differ."""
+        from edgeprune.report import quantities as q
         from edgeprune.report.commands import verification_text
 
         worst = [check for check in found["checks"] if not check["passed"]]
@@ -99,7 +100,8 @@ class Console:
             self.show(verification_text(found, width()), found)
         first = worst[0]
         difference = (
-            f"max |diff| {first['max_abs']:.1e}, relative {first['max_rel']:.1e}, limit {first['tolerance']:.0e}"
+            f"max |diff| {q.difference(first['max_abs'])}, relative {q.difference(first['max_rel'])}, "
+            f"limit {first['tolerance']:.0e}"
         )
         error = VerificationError(f"{found['first']} and {found['second']} differ on {first['output']}: {difference}")
         return self.show_error(error, found)
@@ -134,7 +136,9 @@ class Console:
         self._stop_live()
         _error_line(f"{_styled('error:', 31)} {error.message}")
         if error.where:
-            _error_line(f"  --> {_from_here(error.where)}")
+            from edgeprune.report.quantities import place
+
+            _error_line(f"  --> {place(error.where)}")
         if error.fix:
             _error_line(f"  fix: {error.fix}")
         if self.verbose and error.__cause__ is not None:
@@ -270,11 +274,6 @@ def _write_log(folder: str | None, text: str) -> str:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     return name
-
-
-def _from_here(place: str) -> str:
-    """Return a path below the working directory as it is typed there."""
-    return place.removeprefix(f"{Path.cwd()}{os.sep}")
 
 
 def _error_line(text: str) -> None:

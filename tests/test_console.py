@@ -14,7 +14,7 @@ import pytest
 from edgeprune.console import Console, stage_line
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.pipeline.events import Event
-from edgeprune.values import Json, Notice
+from edgeprune.values import Check, Json, Notice
 from tests import sample_results
 
 CHECK: Json = {"max_abs": 3.4e-6, "max_rel": 1e-5, "tolerance": 1e-4}
@@ -225,3 +225,21 @@ def test_while_working_prints_and_warnings_stay_off_stdout(capsys: pytest.Captur
         assert "from the user" in captured.err
         assert "a failure" in captured.err
         assert ("a step" in captured.err) is verbose
+
+
+def test_an_infinite_difference_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    check = Check(
+        name="a.onnx against b.onnx",
+        inputs="random inputs",
+        batch_size=1,
+        max_abs=float("inf"),
+        max_rel=float("nan"),
+        tolerance=1e-4,
+        output="logits",
+        passed=False,
+    )
+    found: Json = {"first": "a.onnx", "second": "b.onnx", "checks": [check.as_dict()]}
+    assert Console().show_verification(found) == 4
+    told = capsys.readouterr()
+    assert "max |diff| not finite, relative not finite, limit 1e-04" in told.err
+    assert "DIFFERS on logits" in told.out

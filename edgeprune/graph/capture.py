@@ -241,6 +241,8 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
     stack: list[str] = []
     hooks = []
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            continue
 
         def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
             stack.append(recorder.module)

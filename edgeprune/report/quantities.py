@@ -176,8 +176,8 @@ def elapsed(seconds: float | None) -> str:
 
 
 def difference(value: float | None) -> str:
-    """Return a numerical difference such as `3.4e-06`."""
-    return NOT_MEASURED if value is None else f"{value:.1e}"
+    """Return a numerical difference such as `3.4e-06`; None stands for one that is infinite or not a number."""
+    return "not finite" if value is None else f"{value:.1e}"
 
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tflite": "TFLite"}
@@ -201,6 +201,4 @@ def shape(dimensions: Sequence[int | None]) -> str:
 
 def place(where: str) -> str:
     """Return `file:line` as it is read from the working directory, where it lies below it."""
-    path, colon, line = where.rpartition(":")
-    here = os.getcwd() + os.sep
-    return f"{path.removeprefix(here)}{colon}{line}"
+    return where.removeprefix(os.getcwd() + os.sep)
