@@ -77,6 +77,8 @@ def compact(
         try:
             repair_norms_(small, lambda trial: _run(trial, inputs))
             check = compare(expected, _run(copy_model(small), inputs), inputs, model, small, graph, keep)
+            if graph.unused:
+                _check_training(model, small, inputs)
         except EdgePruneError as error:
             failures.append(error)
         else:
@@ -158,6 +160,20 @@ def _run(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tenso
             where=user_line(error, type(model).__name__),
             fix="take sizes from the tensor (x.shape, torch.flatten(x, 1)) instead of writing them as numbers",
         ) from error
+
+
+def _check_training(model: nn.Module, small: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Check that a network with parts that evaluation does not use still runs in training mode, if it did before.
+
+    Raises:
+        ModelError: Such a part expects the old size; `where` is its line.
+    """
+    with torch.random.fork_rng():
+        try:
+            _run(copy_model(model).train(), inputs)
+        except ModelError:  # a batch of one in front of a batch norm, for example: nothing to hold the small network to
+            return
+        _run(copy_model(small).train(), inputs)
 
 
 def sliced(

@@ -63,7 +63,8 @@ class ChannelGraph:
 
     `dims` gives for every dimension of every parameter that can shrink the unit ids of its positions, shape
     (layers, size), -1 for none. `names` lists all names of a shared tensor under its first one. `links` are groups
-    that must keep the same number of units. The `sides` of `contractions` hold unit ids too.
+    that must keep the same number of units. The `sides` of `contractions` hold unit ids too. `unused` are tensors
+    that the forward did not touch, such as those of a branch for training only.
     """
 
     groups: tuple[Group, ...]
@@ -75,6 +76,7 @@ class ChannelGraph:
     contractions: tuple[Contraction, ...]
     lines: dict[str, frozenset[str]]
     unit_count: int
+    unused: tuple[str, ...]
 
     @property
     def free(self) -> tuple[Group, ...]:
@@ -208,12 +210,13 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
         ),
         lines=lines,
         unit_count=len(used),
+        unused=tuple(n for key, n in flow.record.tensors.items() if key not in flow.labels and flow.record.shapes[n]),
     )
     return graph, []
 
 
 _EMPTY = ChannelGraph(
-    groups=(), dims={}, names={}, shapes={}, links=(), statistics=(), contractions=(), lines={}, unit_count=0
+    groups=(), dims={}, names={}, shapes={}, links=(), statistics=(), contractions=(), lines={}, unit_count=0, unused=()
 )
 
 
