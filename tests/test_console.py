@@ -238,7 +238,7 @@ def test_an_infinite_difference_is_told_in_words(capsys: pytest.CaptureFixture[s
         output="logits",
         passed=False,
     )
-    found: Json = {"first": "a.onnx", "second": "b.onnx", "checks": [check.as_dict()]}
+    found: Json = {"passed": False, "first": "a.onnx", "second": "b.onnx", "checks": [check.as_dict()]}
     assert Console().show_verification(found) == 4
     told = capsys.readouterr()
     assert "max |diff| not finite, relative not finite, limit 1e-04" in told.err
