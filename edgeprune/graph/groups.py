@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.graph.capture import record
 from edgeprune.graph.constraints import block_signature, link
-from edgeprune.graph.flow import Balanced, Contraction, Flow
+from edgeprune.graph.flow import Balanced, Contraction, Flow, refs
 from edgeprune.graph.labels import Ids, Pin
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
     groups = _describe(flow, dims, members, statistics)
     names = [group.name for group in groups]
     lines = _lines(flow, number, group_of_unit, names)
+    touched = {ref.id for call in flow.record.calls for ref in refs(call.args)}
     order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
     graph = ChannelGraph(
         groups=tuple(_distinct_names(order)),
@@ -210,7 +211,7 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
         ),
         lines=lines,
         unit_count=len(used),
-        unused=tuple(n for key, n in flow.record.tensors.items() if key not in flow.labels and flow.record.shapes[n]),
+        unused=tuple(n for key, n in flow.record.tensors.items() if key not in touched and flow.record.shapes[n]),
     )
     return graph, []
 
