@@ -8,6 +8,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeprune.errors import ConfigError, ResolveError, StorageError
 from edgeprune.values import Json, TensorSpec
@@ -64,6 +65,7 @@ class PrunePlan:
                 raise ConfigError(
                     f"{source} has schema_version {data['schema_version']}, this version reads {SCHEMA_VERSION}"
                 )
+            _refuse_unknown(data, {"schema_version", "network", "settings", "inputs", "groups"}, source)
             groups = {name: _group(name, entry, source) for name, entry in data["groups"].items()}
             return cls(
                 network=str(data["network"]),
@@ -97,17 +99,33 @@ class PrunePlan:
             ConfigError: It is not a plan.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
         except OSError as error:
             raise ResolveError(f"cannot read plan {path}: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # also what the decoders of JSON and UTF-8 raise
             raise ConfigError(f"{path} is not JSON: {error}", where=str(path)) from error
         return cls.from_dict(data, str(path))
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Json:
+    """Return a JSON object; json would silently keep the last of two entries with one name."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands there twice")
+    return data
+
+
+def _refuse_unknown(data: Json, known: set[str], source: str) -> None:
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ConfigError(f"{source} has an unknown key '{unknown[0]}'", fix=f"keys: {', '.join(sorted(known))}")
+
+
 def _group(name: str, entry: Json, source: str) -> GroupPlan:
     units, keep = entry["units"], entry["keep"]
-    if not isinstance(units, int) or not all(isinstance(unit, int) for unit in keep):
+    _refuse_unknown(entry, {"units", "keep"}, f"{source}: group '{name}'")
+    if type(units) is not int or not all(type(unit) is int for unit in keep):
         raise ConfigError(f"{source}: group '{name}' has units or kept units that are not whole numbers")
     if not keep or len(set(keep)) != len(keep) or min(keep) < 0 or max(keep) >= units:
         raise ConfigError(
