@@ -1,11 +1,11 @@
 """Eager compaction: the user's own module with the removed positions cut out of its tensors, verified.
 
-Owns slicing, rebuilding from plan and weights, and the comparison that every compaction must pass.
+Owns slicing and the comparison that every compaction must pass. Takes kept units; knows nothing of plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +16,10 @@ from torch import nn
 
 from edgeprune.compact.attributes import repair_norms_, repair_sizes_, repair_torch_
 from edgeprune.compact.reference import masked_copy, reference_outputs
-from edgeprune.errors import ConfigError, EdgePruneError, ModelError, ResolveError, VerificationError
+from edgeprune.errors import EdgePruneError, ModelError, VerificationError
 from edgeprune.graph import ChannelGraph
 from edgeprune.graph.capture import copy_model, output_tensors
 from edgeprune.graph.groups import Dim
-from edgeprune.pruning import PrunePlan
 from edgeprune.values import Check
 from edgeprune.workload import user_line
 
@@ -38,35 +37,21 @@ class Compacted:
     mode: Literal["eager"]
 
 
-def apply(
-    model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...], graph: ChannelGraph | None = None
-) -> Compacted:
-    """Return the network with the units a plan drops physically removed. The given network is not changed.
-
-    Args:
-        model: The dense network that the plan was made for, with any weights.
-        inputs: Example tensors; the compacted network is compared with the masked dense one on them.
-        graph: The channel groups, where they are already known.
-
-    Raises:
-        ConfigError: The plan does not fit the network.
-        ModelError: The smaller network cannot run; `where` is the user's line that expects the old size.
-        VerificationError: It runs, but differs from the masked dense network.
-    """
-    from edgeprune.compact.rehearse import analyse
-
-    graph = graph or analyse(model, inputs)
-    check_fits(graph, plan)
-    return compact(model, graph, plan.keep, inputs)
-
-
 def compact(
     model: nn.Module,
     graph: ChannelGraph,
     keep: Mapping[str, tuple[int, ...]],
     inputs: tuple[torch.Tensor, ...],
 ) -> Compacted:
-    """Remove all units but the kept ones; see `apply`."""
+    """Return the network with all units but the kept ones removed, after it passed the comparison.
+
+    Args:
+        keep: Kept units by group name; groups not named stay whole.
+
+    Raises:
+        ModelError: The smaller network cannot run; `where` is the user's line that expects the old size.
+        VerificationError: It runs, but differs from the masked dense network.
+    """
     masks = graph.masks(keep)
     expected = reference_outputs(masked_copy(model, masks), graph, keep, inputs)
     failures: list[EdgePruneError] = []
@@ -213,72 +198,3 @@ def _cut_(model: nn.Module, names: tuple[str, ...], cuts: Mapping[int, NDArray[n
     for name in names:
         path, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(path), attribute, new)
-
-
-def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
-    """Check that every group of a plan exists in the graph, is free and has the planned number of units.
-
-    Raises:
-        ConfigError: It does not, or groups that must stay equal do not.
-    """
-    free = {group.name: group for group in graph.free}
-    pinned = {group.name: group for group in graph.groups if group.pinned is not None}
-    for name, entry in plan.groups.items():
-        if name in free and free[name].size == entry.units:
-            continue
-        if len(entry.keep) == entry.units and name not in free:
-            continue
-        if name in free:
-            raise ConfigError(f"the plan has {entry.units} units for group '{name}', the network {free[name].size}")
-        why = f"is pinned: {pinned[name].pinned}" if name in pinned else "does not exist in this network"
-        raise ConfigError(f"the plan prunes group '{name}', which {why}", fix="edgeprune prune makes a new plan")
-    for linked in graph.links:
-        counts = {name: len(plan.groups[name].keep) if name in plan.groups else free[name].size for name in linked}
-        if len(set(counts.values())) > 1:
-            raise ConfigError(
-                f"groups that must keep the same number of units do not: {counts}",
-                fix="keep equally many of each",
-            )
-
-
-def rebuild(
-    model: nn.Module, plan: PrunePlan, weights: Mapping[str, torch.Tensor], inputs: tuple[torch.Tensor, ...]
-) -> nn.Module:
-    """Return the pruned network from a fresh dense one, a plan and the pruned weights.
-
-    Raises:
-        ConfigError: The plan does not fit the network.
-        ResolveError: The weights do not fit the pruned network.
-    """
-    small = apply(model, plan, inputs).model
-    load_pruned_(small, weights)
-    return small
-
-
-def load_pruned_(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load weights into a pruned network, in place; shared tensors may be given under any of their names.
-
-    Raises:
-        ResolveError: A tensor is missing, unknown or has another shape.
-    """
-    state = model.state_dict()
-    unknown = sorted(set(weights) - set(state))
-    missing = sorted(set(state) - set(weights) - _shared(state, weights))
-    if unknown or missing:
-        raise ResolveError(f"weights do not fit the pruned network: missing {missing[:3]}, unknown {unknown[:3]}")
-    for name, tensor in weights.items():
-        if state[name].shape != tensor.shape:
-            raise ResolveError(
-                f"weights do not fit the pruned network: {name} is {tuple(tensor.shape)}, "
-                f"the plan gives {tuple(state[name].shape)}",
-                fix="use the plan that was saved next to these weights",
-            )
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            state[name].copy_(tensor)
-
-
-def _shared(state: Mapping[str, torch.Tensor], weights: Iterable[str]) -> set[str]:
-    """Return the names whose storage is also known under a given name."""
-    given = {state[name].data_ptr() for name in weights if name in state}
-    return {name for name, tensor in state.items() if tensor.data_ptr() in given}

@@ -170,7 +170,7 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
         raise ConfigError(
             f"prune.criterion = '{config.prune.criterion}' needs gradients, and {workload.source} has no train_step",
             where=workload.source,
-            fix="add train_step and train_data, or use --criterion l2",
+            fix="add train_step and train_data, or  -s prune.criterion=l2",
         )
     scored = workload.evaluate or (workload.test_data and workload.evaluate_outputs)
     if config.max_drop is not None and not scored:
