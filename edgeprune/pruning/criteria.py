@@ -49,7 +49,7 @@ def score(
 
     Raises:
         ConfigError: An unknown criterion, or `taylor` without a training step and batches.
-        ModelError: The loss is not finite.
+        ModelError: The loss is not finite or not one value.
     """
     if criterion not in CRITERIA:
         near = difflib.get_close_matches(criterion, CRITERIA, n=1)
@@ -100,8 +100,11 @@ def _taylor(
     for number, batch in enumerate(batches):
         working.zero_grad(set_to_none=True)
         loss = step(working, batch)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ModelError(f"train_step returned {what} instead of one loss value", fix="return loss.mean()")
         if not torch.isfinite(loss).all():
-            raise ModelError(f"the loss of batch {number} is {float(loss)} while scoring with 'taylor'")
+            raise ModelError(f"the loss of batch {number} is {float(loss.detach())} while scoring with 'taylor'")
         loss.backward()  # type: ignore[no-untyped-call]
         for name, axis in graph.dims:
             tensor = tensors.get(name)
