@@ -15,12 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results" / "zoo_artifacts.jsonl"
 RATIOS = (0.25, 0.5, 0.75)
 FORMATS = ("onnx", "tflite")
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "litert-torch", "ai-edge-litert")
 Row = dict[str, Any]
 
 
@@ -38,7 +40,7 @@ def rows_of(name: str, ratio: float, formats: list[str], folder: Path) -> Iterat
 
     torch.set_num_threads(1)
     model, inputs = NETWORKS[name].build().eval(), NETWORKS[name].inputs()
-    row: Row = {"network": name, "ratio": ratio}
+    row: Row = {"network": name, "ratio": ratio, "versions": {name: version(name) for name in PACKAGES}}
     started = time.process_time()
     graph = analyse(model, inputs)
     config = PruneConfig(ratio=ratio)
@@ -83,7 +85,8 @@ def table(path: Path) -> str:
         left = f"{half[0]:.2f}" if half else ""
         lines.append(f"| {name} | {len({row['ratio'] for row in mine})} | {' | '.join(cells)} | {left} |")
     good = sum(row["error"] is None for row in rows)
-    return "\n".join([*lines, "", f"{good} of {len(rows)} files verified."])
+    versions = ", ".join(f"{package} {number}" for package, number in rows[-1]["versions"].items())
+    return "\n".join([*lines, "", f"{good} of {len(rows)} files verified, with {versions}."])
 
 
 def main() -> int:
