@@ -1,0 +1,139 @@
+"""Equal pieces: what code cuts by share stays equal, and what cannot be kept equal is pinned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edgeprune.compact import analyse, apply
+from edgeprune.config import PruneConfig
+from edgeprune.graph import ChannelGraph, trace
+from edgeprune.graph.constraints import _merge, link
+from edgeprune.graph.flow import Balanced
+from edgeprune.graph.labels import Atoms, Pin
+from edgeprune.pruning import make_plan, score
+
+
+class Net(nn.Module):
+    def __init__(self, forward: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def check(model: nn.Module) -> ChannelGraph:
+    """Trace a network on vectors of 12, prune it at uneven ratios, and return its graph."""
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 12),)
+    graph = analyse(model.eval(), inputs)
+    for ratio in (0.3, 0.6):
+        scores = score(model, graph, "random", inputs=inputs)
+        plan = make_plan(graph, scores, PruneConfig(ratio=ratio), align=1, model=model, inputs=inputs)
+        assert apply(model, plan, inputs, graph).check.passed
+    return graph
+
+
+def free(graph: ChannelGraph) -> dict[str, int]:
+    return {group.name: group.size for group in graph.free}
+
+
+def test_halves_of_one_layer_are_two_linked_groups() -> None:
+    model = Net(
+        lambda m, x: sum(head(F.relu(part)) for head, part in zip((m.b, m.c), m.a(x).chunk(2, 1), strict=True)),
+        a=nn.Linear(12, 16),
+        b=nn.Linear(8, 3),
+        c=nn.Linear(8, 3),
+    )
+    graph = check(model)
+    assert free(graph) == {"a": 8, "a#2": 8}
+    assert graph.links == (("a", "a#2"),)
+
+
+def test_halves_that_are_multiplied_are_one_group() -> None:
+    model = Net(
+        lambda m, x: m.b(torch.mul(*m.a(x).chunk(2, 1))),
+        a=nn.Linear(12, 16),
+        b=nn.Linear(8, 3),
+    )
+    graph = check(model)
+    assert free(graph) == {"a": 8}
+    assert graph.links == ()
+
+
+def test_two_cuts_of_a_chain_of_links_are_one_link() -> None:
+    def forward(m, x):
+        a, b = torch.cat([m.a(x), m.b(x)], 1).chunk(2, 1)
+        c, d = torch.cat([m.b(x), m.c(x)], 1).chunk(2, 1)
+        return m.h1(F.relu(a)) + m.h2(F.relu(b)) + m.h3(F.relu(c)) + m.h4(F.relu(d))
+
+    layers = {name: nn.Linear(12, 8) for name in "abc"}
+    heads = {f"h{number}": nn.Linear(8, 3) for number in range(1, 5)}
+    graph = check(Net(forward, **layers, **heads))
+    assert graph.links == (("a", "b", "c"),)
+
+
+def test_pieces_of_unequal_groups_are_pinned_with_the_line() -> None:
+    def forward(m, x):
+        first, second = torch.cat([m.a(x), m.b(x)], 1).chunk(2, 1)
+        return m.c(F.relu(first)) + m.d(F.relu(second))
+
+    model = Net(forward, a=nn.Linear(12, 4), b=nn.Linear(12, 12), c=nn.Linear(8, 3), d=nn.Linear(8, 3))
+    graph = trace(model, (torch.randn(2, 12),))
+    assert graph.free == ()
+    group = graph.groups[0]
+    assert group.pinned == "chunk in the code needs blocks of equal size, and they cannot be kept equal"
+    assert str(group.where).endswith(f":{forward.__code__.co_firstlineno + 1}")
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: x.split([5, 11], 1),
+        lambda x: (x[:, :5], x[:, 5:]),
+        lambda x: (x[:, :7], x[:, 7:]),
+        lambda x: x.tensor_split((3,), 1),
+    ],
+)
+def test_cuts_at_odd_places_pin(cut: Callable[[torch.Tensor], Any]) -> None:
+    def forward(m, x):
+        first, second = cut(m.a(x))
+        return first.sum(1) + second.sum(1)
+
+    graph = trace(Net(forward, a=nn.Linear(12, 16)), (torch.randn(2, 12),))
+    assert graph.free == ()
+    assert graph.groups[0].pinned == "cut at a position that is written in the code"
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_equal_cuts_by_shape_stay_equal(parts: int) -> None:
+    def forward(m, x):
+        x = F.relu(m.a(x))
+        size = x.shape[1] // parts
+        return sum(m.heads[k](x[:, k * size : (k + 1) * size]) for k in range(parts))
+
+    heads = nn.ModuleList([nn.Linear(16 // parts, 3) for _ in range(parts)])
+    graph = check(Net(forward, a=nn.Linear(12, 16), heads=heads))
+    assert free(graph) == dict.fromkeys(["a", *(f"a#{k}" for k in range(2, parts + 1))], 16 // parts)
+    assert len(graph.links) == 1
+
+
+def test_a_request_without_removable_positions_is_met() -> None:
+    atoms = Atoms()
+    label = atoms.fresh(4)
+    atoms.pin(label, Pin(reason="test"))
+    request = Balanced(label=label, blocks=2, pin=Pin(reason="test"))
+    assert link(atoms, [request], np.full(atoms.count, -1), []) == ([], [])
+
+
+def test_links_that_share_a_group_are_united() -> None:
+    assert _merge([(0, 1), (2, 3), (1, 2), (5, 6), (4,)]) == [(0, 1, 2, 3), (5, 6)]
