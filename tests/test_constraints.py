@@ -137,3 +137,33 @@ def test_a_request_without_removable_positions_is_met() -> None:
 
 def test_links_that_share_a_group_are_united() -> None:
     assert _merge([(0, 1), (2, 3), (1, 2), (5, 6), (4,)]) == [(0, 1, 2, 3), (5, 6)]
+
+
+def request_of(label: Any, blocks: int = 2) -> Balanced:
+    return Balanced(label=np.array(label, dtype=np.int64), blocks=blocks, pin=Pin(reason="test"))
+
+
+@pytest.mark.parametrize(
+    ("label", "groups", "sizes", "expected"),
+    [
+        ([[1, 2, 3, 4]], {1: 0, 2: 0, 3: 1, 4: 1}, [2, 2], [(0, 1)]),
+        ([[1, 2, 1, 2]], {1: 0, 2: 0}, [2], []),  # the same group in both halves stays equal by itself
+        ([[1, 1, 2, 2]], {1: 0, 2: 1}, [1, 1], [(0, 1)]),
+        ([[1, 2, 3, 4]], {1: 0, 2: 0, 3: 0, 4: 0}, [4], None),  # cut apart
+        ([[1, 2, 1, 1]], {1: 0, 2: 1}, [1, 1], None),  # not the same in both halves
+        ([[1, 1, 1, 2]], {1: 0, 2: 1}, [1, 1], None),
+        ([[1, 2, 3, 3]], {1: 0, 2: 0, 3: 1}, [2, 1], None),  # two units against one
+        ([[1, 1, 2, 0]], {1: 0, 2: 0}, [2], None),
+        ([[1, 2, 0, 0]], {1: 0, 2: 0}, [2], None),  # nothing on the other side
+        ([[1, 1, 1, 2, 2, 3]], {1: 0, 2: 1, 3: 2}, [1, 1, 1], None),  # other multiplicities
+        ([[1, 2, 3, 4]], {1: 0, 2: 0, 3: 1}, [2, 1], None),  # a unit that belongs to no group
+    ],
+)
+def test_blocks_are_paired_or_refused(label, groups, sizes, expected) -> None:
+    atoms = Atoms()
+    atoms.fresh(6)
+    group_of = np.full(atoms.count, -1)
+    for atom, group in groups.items():
+        group_of[atom] = group
+    request = request_of(label)
+    assert link(atoms, [request], group_of, sizes) == (([], [request]) if expected is None else (expected, []))

@@ -157,6 +157,7 @@ REASONS: dict[str, tuple[Callable[..., Any], str]] = {
     "constant": (lambda m, x: m.b(m.a(x) + torch.arange(8)), "add ties it to something of fixed size"),
     "step": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, ::8], "picked by position"),
     "cumsum": (lambda m, x: m.b(m.a(x).cumsum(1)), "torch.cumsum runs over this dimension"),
+    "sampled": (lambda m, x: m.b(m.a(x).uniform_()), "torch.uniform makes values that depend on the position"),
     "noise": (lambda m, x: m.b(m.a(x) * torch.rand(8)), "mul ties it to something of fixed size"),
 }
 
@@ -228,6 +229,8 @@ def test_masks_of_several_groups_multiply_where_they_overlap() -> None:
 def test_the_macs_share_of_a_group_counts_the_products_of_its_tensors() -> None:
     graph = graph_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), 2, 4)
     assert graph.macs_share == {"0": 1.0, "2": pytest.approx(16 / 48)}
+    assert graph.prunable_share == 1.0
+    assert graph.pin(["0"], Pin(reason="kept")).prunable_share == 0.0
 
 
 def test_source_lines_know_the_groups_that_pass() -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.compact import analyse, apply
+from edgeprune.compact.eager import compact
 from edgeprune.compact.reference import masked_copy, reference_outputs
 from edgeprune.config import PruneConfig
 from edgeprune.errors import NothingToPrune
@@ -149,6 +150,61 @@ def test_size_one_pieces_of_a_cut_are_pinned() -> None:
     """A dimension of size 1 carries no label, so its position must not be removable at its source."""
     for operator in (lambda x: x.chunk(4, 0), lambda x: x[1:2], lambda x: x.split(1)):
         assert not check_moves((4,), operator)
+
+
+class Products(nn.Module):
+    """A layer, a bare matrix and a bare vector for an operator to multiply with."""
+
+    def __init__(self, operator: Any) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+        self.w = nn.Parameter(torch.randn(8, 5))
+        self.v = nn.Parameter(torch.randn(8))
+        self.operator = operator
+
+    def forward(self, x):
+        return self.operator(self, torch.relu(self.a(x)))
+
+
+PRODUCTS: dict[str, Any] = {
+    "addmm": lambda m, x: torch.addmm(m.v[:5], x, m.w),
+    "mm": lambda m, x: torch.mm(x, m.w),
+    "matmul": lambda m, x: x @ m.w,
+    "matmul_left": lambda m, x: m.w.t() @ x.t(),
+    "mv": lambda m, x: x @ m.v,
+    "mv_left": lambda m, x: m.v @ x.t(),
+    "dot": lambda m, x: torch.stack([torch.dot(row, m.v) for row in x]),
+    "sequence": lambda m, x: x[:, None].expand(-1, 3, -1) @ m.w,
+    "batched": lambda m, x: torch.bmm(x[:, None], m.w.expand(len(x), -1, -1)),
+    "batches_by_broadcast": lambda m, x: x[:, None, None] @ m.w[None, None],
+    "two_activations": lambda m, x: (x[:, :, None] @ x[:, None]).flatten(1).square() @ m.v.outer(m.v).flatten(),
+    "linear_vector": lambda m, x: F.linear(x, m.v),
+    "linear_transposed": lambda m, x: F.linear(x, m.w.t()),
+    "conv": lambda m, x: F.conv1d(x[:, :, None], m.w.t()[:, :, None]),
+    "conv_transposed": lambda m, x: F.conv_transpose1d(x[:, :, None], m.w[:, :, None]),
+    "sum_of_products": lambda m, x: (x * m.v).sum(1),
+    "where": lambda m, x: torch.where(x > m.v, x, m.v) @ m.w,
+    "lerp": lambda m, x: torch.lerp(x, x * 2, m.v.sigmoid()) @ m.w,
+    "prelu": lambda m, x: F.prelu(x - 0.3, m.v) @ m.w,
+    "clamp": lambda m, x: torch.clamp(x, m.v - 1, m.v + 1) @ m.w,
+    "addcmul": lambda m, x: torch.addcmul(x, x, m.v, value=0.5) @ m.w,
+    "grid_sample": lambda m, x: (
+        F.grid_sample(x[:, :, None, None], x.new_zeros(len(x), 2, 2, 2), align_corners=False)[..., 0, 0] @ m.w
+    ),
+    "embedding_columns": lambda m, x: F.embedding(torch.zeros(len(x), dtype=torch.long), m.w.t()) * x @ m.w,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PRODUCTS))
+def test_products_and_pointwise_operators_compact_exactly(name: str) -> None:
+    torch.manual_seed(0)
+    model = Products(PRODUCTS[name]).double().eval()
+    inputs = (torch.randn(3, 6, dtype=torch.float64),)
+    graph = trace(model, inputs)
+    for keep in ((0, 1, 5), (2, 3, 4, 6, 7), (7,)):
+        chosen = {group.name: keep for group in graph.free if group.size == 8}
+        assert chosen or name in {"two_activations"}
+        assert compact(model, graph, chosen, inputs).check.max_rel < 1e-9
 
 
 @pytest.mark.parametrize("seed", range(60))
