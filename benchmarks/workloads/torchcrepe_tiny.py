@@ -16,4 +16,4 @@ def model() -> nn.Module:
 
 
 def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    return calibration(batches=64, batch_size=64)
+    return calibration(batches=192, batch_size=32)
