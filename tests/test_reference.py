@@ -58,6 +58,7 @@ STATISTICS: dict[str, Callable[..., torch.Tensor]] = {
     "rms_norm": lambda m, h: F.rms_norm(h, h.shape[1:]).square().sum(1),
     "group_norm_of_all": lambda m, h: F.group_norm(h, 1).abs().sum(1),
     "normalize": lambda m, h: F.normalize(h, dim=1).sum(1),
+    "detached": lambda m, h: (h - h.detach().mean(1, keepdim=True)).square().sum(1),
     "by_hand": lambda m, h: ((h - h.mean(1, keepdim=True)) / h.std(1, keepdim=True)).abs().sum(1),
 }
 
