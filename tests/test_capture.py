@@ -229,6 +229,18 @@ def test_reading_data_into_python_is_refused_with_its_line(name: str) -> None:
     assert caught.value.fix is not None
 
 
+def test_a_network_cannot_swallow_the_refusal() -> None:
+    def forward(m, x):
+        try:
+            return x * float(x.sum())
+        except Exception:  # noqa: BLE001  as users do
+            return x * 2
+
+    with pytest.raises(TraceError, match="reads values of its data") as caught:
+        record(Wrap(forward), (torch.randn(2, 3),))
+    assert caught.value.where == f"{HERE}:{forward.__code__.co_firstlineno + 2}"
+
+
 def test_reading_parameters_sizes_and_constants_is_allowed() -> None:
     def forward(m, x):
         scale = float(m.lin.weight.abs().max())

@@ -77,6 +77,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.module = ""
+        self.refusal: TraceError | None = None
         self._index = 0
         self._alive: dict[int, torch.Tensor] = dict(known)
         self._from_inputs = {id(tensor) for tensor in inputs}
@@ -91,11 +92,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         depends = any(id(tensor) in self._from_inputs for tensor in inputs)
         where = source_line()
         if name in _READS and depends:
-            raise TraceError(
+            self.refusal = TraceError(
                 "the network reads values of its data into Python (an if, a size or a computation outside torch)",
                 where=where,
                 fix="express the choice with torch.where or masks, or take it out of forward",
             )
+            raise self.refusal
         bound = _refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
         result = func(*args, **kwargs)
         outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
@@ -151,6 +153,8 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Record:
     finally:
         for hook in hooks:
             hook.remove()
+    if recorder.refusal is not None:  # the network caught it
+        raise recorder.refusal
     returned = output_tensors(result)
     if not returned:
         raise TraceError(f"{type(model).__name__} returned no tensor but {type(result).__name__}")
