@@ -315,6 +315,7 @@ def test_outputs_of_objects_are_compared() -> None:
     assert small(VECTORS[0])["out"].features.shape == (2, 6)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_script_module_inside_is_cut() -> None:
     script = torch.jit.script(nn.Sequential(nn.Conv2d(16, 8, 1), nn.ReLU()))
     model = Net(lambda m, x: m.c(m.b(F.relu(m.a(x))).mean((2, 3))), a=nn.Conv2d(3, 16, 3), b=script, c=nn.Linear(8, 4))
