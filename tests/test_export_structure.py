@@ -57,6 +57,10 @@ def test_any_structure_comes_back_through_json(value: Any, leaf: torch.Tensor) -
     assert all(name.isidentifier() for name in names)
 
 
+def test_names_are_plain_letters_and_digits() -> None:
+    assert [name for name, _ in flatten({"¹": torch.zeros(1), "größe": torch.zeros(1)})[0]] == ["_", "gr__e"]
+
+
 def test_names_follow_the_structure() -> None:
     one = torch.zeros(1)
     value = {"zebra": one, "a b": [one, (one, None)], 3: one}

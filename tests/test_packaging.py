@@ -201,7 +201,7 @@ def test_torch_is_bounded_on_both_sides() -> None:
 
 @pytest.mark.skipif(MAKE is None, reason="make is not installed")
 def test_make_says_what_it_can_do() -> None:
-    done = subprocess.run([MAKE, "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([MAKE, "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[1] for line in done.stdout.splitlines()] == ["demo", "test", "lint", "clean"]
 
 

@@ -70,7 +70,7 @@ def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
     seen = set(taken)
     result = []
     for name in names:
-        plain = re.sub(r"\W", "_", name) or "output"
+        plain = re.sub(r"\W", "_", name, flags=re.ASCII) or "output"
         plain = f"output_{plain}" if plain[0].isdigit() else plain
         candidate, number = plain, 1
         while candidate in seen:
