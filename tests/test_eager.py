@@ -172,6 +172,15 @@ def test_a_size_in_an_attribute_is_repaired() -> None:
     assert model.width == 8
 
 
+def test_an_attribute_that_only_looks_like_a_size_keeps_its_value() -> None:
+    """The number of classes equals the hidden width by chance; the forward needs the width alone."""
+    model = Net(lambda m, x: m.b(m.a(x).view(-1, m.width)), a=nn.Linear(6, 8), b=nn.Linear(8, 8)).eval()
+    model.width, model.classes, model.shapes = 8, 8, [8, 8]
+    model.tensors, model.nothing = [torch.ones(8), torch.ones(8)], None
+    small = halved(model, VECTORS)
+    assert (small.width, small.classes, small.shapes) == (4, 8, [8, 8])
+
+
 WRONG: dict[str, Callable[..., Any]] = {
     "scale_by_width": lambda m, x: m.b(m.a(x) * x.new_tensor(m.a(x).shape[1]) ** -0.5),
     "mean_by_shape": lambda m, x: m.b(m.a(x) - m.a(x).sum(1, keepdim=True) / m.a.out_features),

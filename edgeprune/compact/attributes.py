@@ -151,6 +151,23 @@ def repair_sizes_(model: nn.Module, before: dict[str, tuple[int, ...]], changed:
     return count
 
 
+def guessed(model: nn.Module, small: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Return the attributes of the small network's user modules that were replaced, with their old values."""
+    found = []
+    for mine, original in zip(small.modules(), model.modules(), strict=True):
+        if type(original).__module__.startswith("torch.nn.modules"):
+            continue
+        for name, value in vars(original).items():
+            if not name.startswith("_") and _whole_numbers(value) != _whole_numbers(vars(mine).get(name)):
+                found.append((mine, name, value))
+    return found
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    items = value if isinstance(value, tuple | list) else [value]
+    return [item for item in items if type(item) is int]
+
+
 def _holds_sizes(module: nn.Module) -> bool:
     return isinstance(module, nn.Unflatten)
 

@@ -5,7 +5,7 @@ Owns slicing and the comparison that every compaction must pass. Takes kept unit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeprune.compact.attributes import repair_norms_, repair_sizes_, repair_torch_
+from edgeprune.compact.attributes import guessed, repair_norms_, repair_sizes_, repair_torch_
 from edgeprune.compact.reference import masked_copy, reference_outputs
 from edgeprune.errors import EdgePruneError, ModelError, VerificationError
 from edgeprune.graph import ChannelGraph
@@ -59,18 +59,36 @@ def compact(
         small = sliced(model, graph, masks, guess_sizes=guess)
         if small is None:
             continue
+
+        def verify(small: nn.Module = small) -> Check:
+            found = _run(copy_model(small), inputs)
+            return compare(expected, found, inputs, model, small, graph, keep)
+
         try:
             repair_norms_(small, lambda trial: _run(trial, inputs))
-            check = compare(expected, _run(copy_model(small), inputs), inputs, model, small, graph, keep)
+            check = verify()
             if graph.unused:
                 _check_training(model, small, inputs)
         except EdgePruneError as error:
             failures.append(error)
         else:
+            if guess:
+                _undo_needless_guesses_(model, small, verify)
             for mine, original in zip(small.modules(), model.modules(), strict=True):
                 mine.training = original.training
             return Compacted(model=small, check=check, mode="eager")
     raise failures[0]
+
+
+def _undo_needless_guesses_(model: nn.Module, small: nn.Module, verify: Callable[[], Check]) -> None:
+    """Give attributes their old value back where the network passes with it: they may mean something else."""
+    for module, name, old in guessed(model, small):
+        new = getattr(module, name)
+        setattr(module, name, old)
+        try:
+            verify()
+        except EdgePruneError:
+            setattr(module, name, new)
 
 
 def compare(
