@@ -148,3 +148,26 @@ def test_the_network_is_not_changed_by_its_rehearsals() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training
     assert model.a.out_features == 8
+
+
+def test_code_that_survives_one_width_only_is_found_at_the_other() -> None:
+    class Pairs(nn.Module):
+        """Takes its channels for pairs: half of 16 is even, two thirds are not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 16, 3)
+            self.head = nn.Linear(16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x).mean((2, 3))
+            if x.shape[1] % 2:
+                raise ValueError("channels come in pairs")
+            return self.head(x)
+
+    graph = analyse(Pairs().eval(), (torch.randn(1, 1, 8, 8),))
+    assert graph.free == ()
+    pinned = {group.name: group for group in graph.groups}["conv"]
+    assert pinned.pinned == "the code expects the old size here"
+    assert pinned.where is not None
+    assert "test_rehearse.py" in pinned.where
