@@ -110,11 +110,10 @@ def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> None:
     for ref, made in ((b, len(right) - 1), (a, len(left) - 2)):
         if flow.parameter(ref) is not None and made >= 0 and len(ref.shape) > 1:
             flow.produced(ref, made)
-    batch_a = Ref(a.id, a.shape[:-2]) if len(a.shape) > 2 else None
-    batch_b = Ref(b.id, b.shape[:-2]) if len(b.shape) > 2 else None
+    batches = [Ref(a.id, a.shape[:-2]), Ref(b.id, b.shape[:-2])]
     shape = call.result.shape
     tail = (len(a.shape) > 1) + (len(b.shape) > 1)
-    labels = _batch_labels(flow, call, batch_a, batch_b, shape[: len(shape) - tail])
+    labels = broadcast(flow, call, batches, shape[: len(shape) - tail])
     if len(a.shape) > 1:
         labels.append(left[-2])
     if len(b.shape) > 1:
@@ -127,19 +126,3 @@ def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> None:
 
 def _other_name(call: Call) -> str:
     return next(name for name in ("other", "mat2", "vec", "tensor") if name in call.args)
-
-
-def _batch_labels(flow: Flow, call: Call, a: Ref | None, b: Ref | None, shape: tuple[int, ...]) -> list[Label]:
-    """Broadcast the leading dimensions of a product."""
-    labels: list[Label] = []
-    for position in range(len(shape)):
-        back = len(shape) - position
-        met = [
-            flow.of(ref)[len(ref.shape) - back]
-            for ref in (a, b)
-            if ref is not None and len(ref.shape) >= back and ref.shape[len(ref.shape) - back] == shape[position]
-        ]
-        for other in met[1:]:
-            flow.join(met[0], other, call)
-        labels.append(met[0] if met else None)
-    return labels
