@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeprune.graph.capture import output_tensors
+from edgeprune.graph.structure import output_tensors
 
 Masks = Mapping[tuple[str, int], NDArray[np.bool_]]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from edgeprune.compact.attributes import repair_norms_, repair_sizes_, repair_torch_
-from edgeprune.compact.eager import compact
+from edgeprune.compact.outputs import compact
 from edgeprune.graph import trace
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import ModelError, TraceError
-from edgeprune.graph.capture import Record, output_tensors, record
+from edgeprune.graph.capture import Record, record
+from edgeprune.graph.structure import output_tensors
 
 HERE = str(Path(__file__))
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeprune.compact import analyse, apply
+from edgeprune.compact.outputs import compact
 from edgeprune.config import PruneConfig
 from edgeprune.graph import ChannelGraph, trace
 from edgeprune.graph.constraints import _merge, link
-from edgeprune.graph.flow import Balanced
+from edgeprune.graph.flow import Pieces
 from edgeprune.graph.labels import Atoms, Pin
 from edgeprune.pruning import make_plan, score
 
@@ -82,17 +83,20 @@ def test_two_cuts_of_a_chain_of_links_are_one_link() -> None:
     assert graph.links == (("a", "b", "c"),)
 
 
-def test_pieces_of_unequal_groups_are_pinned_with_the_line() -> None:
-    def forward(m, x):
-        first, second = torch.cat([m.a(x), m.b(x)], 1).chunk(2, 1)
-        return m.c(F.relu(first)) + m.d(F.relu(second))
+def test_pieces_of_unequal_groups_are_not_linked() -> None:
+    """One half is a group of its own, the other is tied to half as many units: code that cuts by share gets numbers."""
 
-    model = Net(forward, a=nn.Linear(12, 4), b=nn.Linear(12, 12), c=nn.Linear(8, 3), d=nn.Linear(8, 3))
+    def forward(m, x):
+        first, second = m.a(x).chunk(2, 1)
+        return m.c(first) + m.d(m.b(x).repeat_interleave(2, 1) + second)
+
+    model = Net(forward, a=nn.Linear(12, 8), b=nn.Linear(12, 2), c=nn.Linear(4, 3), d=nn.Linear(4, 3))
     graph = trace(model, (torch.randn(2, 12),))
-    assert graph.free == ()
-    group = graph.groups[0]
-    assert group.pinned == "chunk in the code needs blocks of equal size, and they cannot be kept equal"
-    assert str(group.where).endswith(f":{forward.__code__.co_firstlineno + 1}")
+    assert free(graph) == {"a": 4, "a#2": 2}
+    assert graph.links == ()
+    small = compact(model.eval(), graph, {"a": (0,), "a#2": (1,)}, (torch.randn(2, 12),))
+    assert small.mode == "graph"
+    assert (small.model.c.weight.shape, small.model.d.weight.shape) == ((3, 1), (3, 2))
 
 
 @pytest.mark.parametrize(
@@ -100,18 +104,17 @@ def test_pieces_of_unequal_groups_are_pinned_with_the_line() -> None:
     [
         lambda x: x.split([5, 11], 1),
         lambda x: (x[:, :5], x[:, 5:]),
-        lambda x: (x[:, :7], x[:, 7:]),
-        lambda x: x.tensor_split((3,), 1),
+        lambda x: x.tensor_split((5,), 1),
     ],
 )
-def test_cuts_at_odd_places_pin(cut: Callable[[torch.Tensor], Any]) -> None:
+def test_cuts_at_odd_places_make_a_group_of_every_piece(cut: Callable[[torch.Tensor], Any]) -> None:
     def forward(m, x):
-        first, second = cut(m.a(x))
-        return first.sum(1) + second.sum(1)
+        first, second = cut(F.relu(m.a(x)))
+        return m.b(first) + m.c(second)
 
-    graph = trace(Net(forward, a=nn.Linear(12, 16)), (torch.randn(2, 12),))
-    assert graph.free == ()
-    assert graph.groups[0].pinned == "cut at a position that is written in the code"
+    graph = trace(Net(forward, a=nn.Linear(12, 16), b=nn.Linear(5, 3), c=nn.Linear(11, 3)), (torch.randn(2, 12),))
+    assert free(graph) == {"a": 5, "a#2": 11}
+    assert graph.links == ()
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -127,20 +130,21 @@ def test_equal_cuts_by_shape_stay_equal(parts: int) -> None:
     assert len(graph.links) == 1
 
 
-def test_a_request_without_removable_positions_is_met() -> None:
+def test_a_cut_without_removable_positions_links_nothing() -> None:
     atoms = Atoms()
     label = atoms.fresh(4)
     atoms.pin(label, Pin(reason="test"))
-    request = Balanced(label=label, blocks=2, pin=Pin(reason="test"))
-    assert link(atoms, [request], np.full(atoms.count, -1), []) == ([], [])
+    cut = Pieces(label=label, sizes=(2, 2), equal=True)
+    assert link(atoms, [cut], np.full(atoms.count, -1), []) == []
 
 
 def test_links_that_share_a_group_are_united() -> None:
     assert _merge([(0, 1), (2, 3), (1, 2), (5, 6), (4,)]) == [(0, 1, 2, 3), (5, 6)]
 
 
-def request_of(label: Any, blocks: int = 2) -> Balanced:
-    return Balanced(label=np.array(label, dtype=np.int64), blocks=blocks, pin=Pin(reason="test"))
+def cut_of(label: Any, pieces: int = 2) -> Pieces:
+    ids = np.array(label, dtype=np.int64)
+    return Pieces(label=ids, sizes=(ids.shape[1] // pieces,) * pieces, equal=True)
 
 
 @pytest.mark.parametrize(
@@ -159,11 +163,10 @@ def request_of(label: Any, blocks: int = 2) -> Balanced:
         ([[1, 2, 3, 4]], {1: 0, 2: 0, 3: 1}, [2, 1], None),  # a unit that belongs to no group
     ],
 )
-def test_blocks_are_paired_or_refused(label, groups, sizes, expected) -> None:
+def test_pieces_are_paired_or_left_alone(label, groups, sizes, expected) -> None:
     atoms = Atoms()
     atoms.fresh(6)
     group_of = np.full(atoms.count, -1)
     for atom, group in groups.items():
         group_of[atom] = group
-    request = request_of(label)
-    assert link(atoms, [request], group_of, sizes) == (([], [request]) if expected is None else (expected, []))
+    assert link(atoms, [cut_of(label)], group_of, sizes) == (expected or [])

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeprune.compact import analyse, apply
-from edgeprune.compact.eager import ROUNDING, TOLERANCE, compact, difference, sliced
+from edgeprune.compact.outputs import compact
+from edgeprune.compact.slice import sliced
+from edgeprune.compact.verify import ROUNDING, TOLERANCE, difference
 from edgeprune.config import PruneConfig
 from edgeprune.errors import ModelError, VerificationError
 from edgeprune.graph import ChannelGraph, trace
@@ -40,10 +42,10 @@ def seeded() -> None:
 
 
 def halved(model: nn.Module, inputs: tuple[torch.Tensor, ...], graph: ChannelGraph | None = None) -> nn.Module:
-    """Return the network with every second unit of every free group removed."""
+    """Return the user's own network with every second unit of every free group removed."""
     graph = graph or trace(model, inputs)
     keep = {group.name: tuple(range(0, group.size, 2)) for group in graph.free}
-    return compact(model, graph, keep, inputs).model
+    return compact(model, graph, keep, inputs, "eager").model
 
 
 def mlp() -> nn.Sequential:
@@ -201,7 +203,7 @@ def test_a_small_but_real_difference_is_refused() -> None:
     model = Net(lambda m, x: 1e5 + m.b(m.a(x)) * m.a.weight.shape[0], a=nn.Linear(6, 8), b=nn.Linear(8, 2)).eval()
     graph = trace(model, VECTORS)
     with pytest.raises(VerificationError, match=f"limit {ROUNDING:.0e}") as caught:
-        compact(model, graph, {"a": (0, 1, 2, 3)}, VECTORS)
+        compact(model, graph, {"a": (0, 1, 2, 3)}, VECTORS, "eager")
     assert float(str(caught.value).split("difference ")[1].split(",")[0]) < TOLERANCE
 
 
@@ -229,17 +231,30 @@ def test_randomness_in_evaluation_is_refused() -> None:
         halved(model, VECTORS)
 
 
-def test_a_branch_for_training_must_run_after_pruning_too() -> None:
+def test_a_branch_for_training_is_pruned_too() -> None:
     def forward(m, x):
         x = F.relu(m.a(x))
         return (m.b(x), m.aux(x)) if m.training else m.b(x)
 
-    model = Net(forward, a=nn.Linear(6, 8), b=nn.Linear(8, 2), aux=nn.Linear(8, 2)).eval()
+    model = Net(forward, a=nn.Linear(6, 8), b=nn.Linear(8, 2), aux=nn.Linear(8, 3)).eval()
     state = torch.random.get_rng_state()
-    with pytest.raises(ModelError, match="cannot be multiplied") as caught:
+    small = halved(model, VECTORS)
+    assert (small.aux.in_features, small.aux.out_features) == (4, 3)
+    assert [tensor.shape[1] for tensor in small.train()(*VECTORS)] == [2, 3]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_branch_for_training_must_run_after_pruning_too() -> None:
+    """Its size is written in the code, in a branch that evaluation never shows."""
+
+    def forward(m, x):
+        x = F.relu(m.a(x))
+        return (m.b(x), m.aux(x.view(-1, 8))) if m.training else m.b(x)
+
+    model = Net(forward, a=nn.Linear(6, 8), b=nn.Linear(8, 2), aux=nn.Linear(8, 2)).eval()
+    with pytest.raises(ModelError, match=r"cannot be multiplied|shape") as caught:
         halved(model, VECTORS)
     assert str(caught.value.where).endswith(f":{forward.__code__.co_firstlineno + 2}")
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_training_that_never_ran_is_not_held_against_the_small_network() -> None:
@@ -294,15 +309,13 @@ def test_empty_and_zero_outputs_compare() -> None:
 def test_slicing_without_masks_is_a_copy() -> None:
     model = mlp()
     graph = trace(model, VECTORS)
-    copied = sliced(model, graph, {}, guess_sizes=False)
-    assert copied is not None
-    assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), model.parameters(), strict=True))
-    assert sliced(model, graph, {}, guess_sizes=True) is None
-    masks = {("0.weight", 0): np.array([True] * 4 + [False] * 4)}
-    cut = sliced(model, graph, masks, guess_sizes=False)
-    assert cut is not None
+    copied = sliced(model, graph, {})
+    pairs = list(zip(copied.parameters(), model.parameters(), strict=True))
+    assert all(torch.equal(a, b) and a is not b for a, b in pairs)
+    cut = sliced(model, graph, {("0.weight", 0): np.array([True] * 4 + [False] * 4)})
     assert cut[0].weight.shape == (4, 6)
-    assert cut[0].out_features == 4
+    assert cut[0].out_features == 8  # numbers are repaired by others
+    assert model[0].weight.shape == (8, 6)
 
 
 def test_outputs_of_objects_are_compared() -> None:

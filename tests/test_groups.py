@@ -151,11 +151,11 @@ REASONS: dict[str, tuple[Callable[..., Any], str]] = {
     "output": (lambda m, x: m.a(x), "model output"),
     "topk": (lambda m, x: m.b(m.a(x).topk(8, 1)[0]), "torch.topk runs over this dimension"),
     "unknown": (lambda m, x: m.b(torch.roll(m.a(x), 1, 1)), "torch.roll is not understood"),
-    "position": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, 3:4], "cut at a position that is written in the code"),
+    "position": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, 3:4], "one position of it is cut off"),
     "select": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, 3, None], "one position of it is picked by number"),
     "unbind": (lambda m, x: m.b(torch.stack(m.a(x).unbind(1), 1)), "unbind takes its positions apart"),
     "constant": (lambda m, x: m.b(m.a(x) + torch.arange(8)), "add ties it to something of fixed size"),
-    "step": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, ::8], "picked by position"),
+    "step": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, ::8], "one position of it is cut off"),
     "cumsum": (lambda m, x: m.b(m.a(x).cumsum(1)), "torch.cumsum runs over this dimension"),
     "sampled": (lambda m, x: m.b(m.a(x).uniform_()), "torch.uniform makes values that depend on the position"),
     "noise": (lambda m, x: m.b(m.a(x) * torch.rand(8)), "mul ties it to something of fixed size"),
@@ -166,10 +166,11 @@ REASONS: dict[str, tuple[Callable[..., Any], str]] = {
 def test_a_pinned_group_says_why_and_where(name: str) -> None:
     function, reason = REASONS[name]
     graph = graph_of(Net(function, a=nn.Linear(4, 8), b=nn.Linear(8, 8)), 2, 4)
-    group = by_name(graph)["a"]
+    (group,) = [group for group in graph.groups if group.pinned and group.producer[0] == "a.weight"]
     assert group.pinned == reason
     assert group.where == f"{HERE}:{function.__code__.co_firstlineno}"
-    assert graph.masks({"a": [0]}) == {}  # asking for it changes nothing
+    assert group.channels == (1 if name in ("position", "select", "step") else 8)
+    assert graph.masks({group.name: [0]}) == {}  # asking for it changes nothing
 
 
 def test_weights_that_never_make_channels_are_listed_with_their_reason() -> None:

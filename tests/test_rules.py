@@ -20,7 +20,7 @@ from torch import nn
 
 import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.compact import analyse, apply
-from edgeprune.compact.eager import compact
+from edgeprune.compact.outputs import compact
 from edgeprune.compact.reference import masked_copy, reference_outputs
 from edgeprune.config import PruneConfig
 from edgeprune.errors import NothingToPrune

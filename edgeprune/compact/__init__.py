@@ -1,6 +1,6 @@
 """Remove it: a smaller ordinary module, verified against the dense one with the removed channels zeroed."""
 
-from edgeprune.compact.eager import Compacted
+from edgeprune.compact.outputs import Compacted
 from edgeprune.compact.plans import apply, rebuild
 from edgeprune.compact.rehearse import analyse
 

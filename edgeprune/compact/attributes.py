@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from edgeprune.graph.groups import Dim
+from edgeprune.graph.structure import named_tensors
 
 
 def repair_torch_(model: nn.Module) -> None:
@@ -135,7 +136,7 @@ def repair_sizes_(model: nn.Module, before: dict[str, tuple[int, ...]], changed:
         before: Shapes of all tensors before, by name.
         changed: The dimensions that shrank.
     """
-    after = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
+    after = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     count = 0
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn.modules") and not _holds_sizes(module):
@@ -193,10 +194,3 @@ def _replace(value: Any, table: dict[int, int]) -> Any:
     if isinstance(value, tuple | list) and any(type(item) is int and item in table for item in value):
         return type(value)(table.get(item, item) if type(item) is int else item for item in value)
     return value
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }

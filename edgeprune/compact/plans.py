@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from edgeprune.compact.eager import Compacted, compact
+from edgeprune.compact.outputs import Compacted, compact
 from edgeprune.compact.rehearse import analyse
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.graph import ChannelGraph

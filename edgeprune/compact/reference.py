@@ -18,22 +18,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import VerificationError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import UNNUMBERED, bind, copy_model, output_tensors
+from edgeprune.graph.capture import UNNUMBERED, attention_in_parts, bind
 from edgeprune.graph.groups import Dim
+from edgeprune.graph.structure import aliases, copy_model, named_tensors, output_tensors
 
 Masks = dict[tuple[str, int], NDArray[np.bool_]]
 
 
 def masked_copy(model: nn.Module, masks: Mapping[Dim, NDArray[np.bool_]]) -> nn.Module:
-    """Return a copy of the dense network in evaluation mode with the removed positions of its tensors zeroed."""
-    copied = copy_model(model).eval()
-    tensors: dict[str, torch.Tensor] = dict(copied.named_buffers(remove_duplicate=False))
-    tensors.update(copied.named_parameters(remove_duplicate=False))
+    """Return a copy of the dense network in evaluation mode with the removed positions of its tensors zeroed.
+
+    Parameters that lose nothing lie in the memory of the network's own.
+    """
+    own = named_tensors(model)
+    replaced = aliases(model)
     with torch.no_grad():
+        for name in {name for name, _ in masks}:
+            value = own[name].detach().clone()
+            is_parameter = isinstance(own[name], nn.Parameter)
+            replaced[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
         for (name, axis), mask in masks.items():
-            index = torch.from_numpy(np.flatnonzero(~mask)).to(tensors[name].device)
-            tensors[name].index_fill_(axis, index, 0)
-    return copied
+            replaced[name].index_fill_(axis, torch.from_numpy(np.flatnonzero(~mask)).to(replaced[name].device), 0)
+    return copy_model(model, replaced).eval()
 
 
 def reference_outputs(
@@ -56,7 +62,7 @@ def reference_outputs(
         if found:
             marks[statistic.call] = (statistic.name, found)
     own = tuple(tensor.clone() for tensor in inputs)  # a forward may change its inputs in place
-    with torch.inference_mode(), _MaskedCalls(marks):
+    with torch.inference_mode(), attention_in_parts(), _MaskedCalls(marks):
         return output_tensors(masked(*own))
 
 

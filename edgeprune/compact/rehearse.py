@@ -1,43 +1,53 @@
-"""Rehearsal: prune a little of everything before promising it, and pin what the user's code does not survive.
+"""Rehearsal: prune a little of everything before promising it, and pin what does not come out right.
 
-User code may hold sizes that no analysis sees (`x.view(-1, 400)`). A trial compaction finds them: groups that flow
-through the failing source line are tried one by one, and those that fail alone are pinned with that line.
+The recorded calls are run on smaller tensors and compared with the masked network. What differs (a rule of the engine
+or of the user that is wrong, code whose numbers no rule follows) is found by halving, and pinned. Where only the user's
+own module is accepted, that is rehearsed instead, so that sizes written in the code (`x.view(-1, 400)`) pin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
-from edgeprune.compact.eager import compact
+from edgeprune.compact.outputs import Output, compact
+from edgeprune.compact.program import replay
+from edgeprune.compact.slice import sliced
+from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError, ModelError
 from edgeprune.graph import ChannelGraph, trace
 from edgeprune.graph.labels import Pin
+from edgeprune.graph.structure import double_copy, named_tensors
 from edgeprune.pruning.select import resting
 
 
-def analyse(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
-    """Return the channel groups of a network whose removal the network's own code survives.
+def analyse(model: nn.Module, inputs: tuple[torch.Tensor, ...], output: Output = "auto") -> ChannelGraph:
+    """Return the channel groups of a network whose removal comes out right.
+
+    Args:
+        output: `eager` if only the user's own module will do, so that its code must survive the removal.
 
     Raises:
         TraceError: The forward cannot be followed.
     """
-    return rehearse(model, trace(model, inputs), inputs)
+    return rehearse(model, trace(model, inputs), inputs, output)
 
 
-def rehearse(model: nn.Module, graph: ChannelGraph, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
-    """Return the graph with the groups pinned whose trial compaction fails or differs."""
+def rehearse(
+    model: nn.Module, graph: ChannelGraph, inputs: tuple[torch.Tensor, ...], output: Output = "auto"
+) -> ChannelGraph:
+    """Return the graph with the groups pinned whose trial removal fails or differs."""
     while graph.free:
         rest = resting(graph)
         names = [group.name for group in graph.free if group.name not in rest]
-        failure = _attempt(model, graph, names, inputs)
+        failure = _attempt(model, graph, names, inputs, output)
         if failure is None:
             return graph
         flowing = graph.lines.get(failure.where or "", frozenset())
         suspects = [name for name in names if name in flowing] or names
-        guilty = _alone(model, graph, suspects, inputs) or _alone(model, graph, names, inputs)
+        guilty = _guilty(model, graph, suspects, inputs, output) or _guilty(model, graph, names, inputs, output)
         if guilty:
             for name, error in guilty.items():
                 graph = graph.pin([name], _pin(error))
@@ -46,37 +56,77 @@ def rehearse(model: nn.Module, graph: ChannelGraph, inputs: tuple[torch.Tensor, 
     return graph
 
 
-def _alone(
-    model: nn.Module, graph: ChannelGraph, names: Iterable[str], inputs: tuple[torch.Tensor, ...]
+def _guilty(
+    model: nn.Module, graph: ChannelGraph, names: Sequence[str], inputs: tuple[torch.Tensor, ...], output: Output
 ) -> dict[str, EdgePruneError]:
-    """Return the groups whose removal fails on its own, with the failure."""
-    found = {}
-    for name in names:
-        together = next((list(linked) for linked in graph.links if name in linked), [name])
-        error = _attempt(model, graph, together, inputs)
-        if error is not None:
-            found[name] = error
-    return found
+    """Return the groups whose removal fails on its own, with the failure, by halving."""
+    error = _attempt(model, graph, _with_links(graph, names), inputs, output)
+    if error is None:
+        return {}
+    if len(names) == 1:
+        return {names[0]: error}
+    middle = len(names) // 2
+    return {
+        **_guilty(model, graph, names[:middle], inputs, output),
+        **_guilty(model, graph, names[middle:], inputs, output),
+    }
+
+
+def _with_links(graph: ChannelGraph, names: Iterable[str]) -> list[str]:
+    """Return the groups and those that must keep as many units as they do."""
+    chosen = dict.fromkeys(names)
+    for linked in graph.links:
+        if not chosen.keys().isdisjoint(linked):
+            chosen.update(dict.fromkeys(linked))
+    return list(chosen)
 
 
 def _attempt(
-    model: nn.Module, graph: ChannelGraph, names: Iterable[str], inputs: tuple[torch.Tensor, ...]
+    model: nn.Module, graph: ChannelGraph, names: Iterable[str], inputs: tuple[torch.Tensor, ...], output: Output
 ) -> EdgePruneError | None:
-    """Remove every second unit of the named groups, then every third; return what went wrong, or None.
+    """Remove every second unit of the named groups; return what went wrong, or None.
 
-    Two widths, because a size that is written in the code can happen to fit one of them.
+    For the user's own module every third, too: a size that is written in the code can happen to fit one width.
     """
     sizes = {group.name: group.size for group in graph.free}
     named = [name for name in names if sizes.get(name, 1) > 1]
-    for kept in (lambda unit: unit % 2 == 0, lambda unit: unit % 3 != 1):
+    patterns = (lambda unit: unit % 2 == 0, lambda unit: unit % 3 != 1) if output == "eager" else (_every_second,)
+    for kept in patterns:
         keep = {name: tuple(filter(kept, range(sizes[name]))) for name in named}
         if not keep:
             return None
         try:
-            compact(model, graph, keep, inputs)
+            if output == "eager":
+                compact(model, graph, keep, inputs, output)
+            else:
+                _replayed(Reference(model, graph, keep, inputs))
         except EdgePruneError as error:
             return error
     return None
+
+
+def _every_second(unit: int) -> bool:
+    return unit % 2 == 0
+
+
+def _replayed(reference: Reference) -> None:
+    """Run the recorded calls on cut tensors and compare.
+
+    Raises:
+        ModelError: A call does not run; `where` is the user's line of it.
+        VerificationError: The outputs differ.
+    """
+    trail = reference.graph.trail
+    steps = trail.resized(reference.graph.alive(reference.keep))
+    small = sliced(reference.model, reference.graph, reference.masks)
+
+    def run(precise: bool) -> list[torch.Tensor]:
+        if not precise:
+            return replay(trail.record, steps, named_tensors(small), reference.inputs)
+        inputs = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in reference.inputs)
+        return replay(trail.record, steps, named_tensors(double_copy(small)), inputs)
+
+    reference.check_outputs(run)
 
 
 def _pin(error: EdgePruneError) -> Pin:

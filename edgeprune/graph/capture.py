@@ -8,12 +8,12 @@ lines; knows nothing about labels.
 
 from __future__ import annotations
 
-import copy
+import itertools
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import ModelError, TraceError
+from edgeprune.graph.structure import copy_model, output_tensors
 from edgeprune.workload import user_line
 
 # Operators that turn tensor data into Python numbers; on data from the inputs they mean data-dependent control flow.
@@ -29,13 +30,20 @@ from edgeprune.workload import user_line
 _READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "resolve_neg"})
 # Calls without a number: torch inserts a detach where somebody else, such as a recorder, holds the tensor.
 UNNUMBERED = frozenset({"detach"})
+# Operators that pick positions by the values of a tensor; constant values are kept so that labels can follow them.
+_PICKS = frozenset({"index_select", "index", "gather", "take_along_dim", "index_put", "index_add", "index_copy"})
+_MAX_PICKED = 1 << 20
+_IDENTITIES = itertools.count(1)
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _TORCH = str(Path(torch.__file__).resolve().parent)
 
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A tensor as an argument or result of a call: its identity and its shape at that moment."""
+    """A tensor as an argument or result of a call: its identity and its shape at that moment.
+
+    Identities are numbers that no other recording uses, so that several can be followed together.
+    """
 
     id: int
     shape: tuple[int, ...]
@@ -45,22 +53,51 @@ class Ref:
 class Call:
     """One ATen call. `name` is the base name without overload and in-place underscore; `args` are bound by name.
 
-    `index` counts the calls before it, without those in `UNNUMBERED`.
+    `index` counts the calls before it, without those in `UNNUMBERED`. `depends` tells whether any argument comes from
+    the inputs or is a parameter or buffer. `picked` holds the values of constant tensors that pick positions.
     """
 
     index: int
     name: str
-    overload: str
+    func: Any
     args: dict[str, Any]
     result: Any
     pointwise: bool
     where: str
     module: str
+    depends: bool = True
+    picked: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def overload(self) -> str:
+        """The operator with its overload, such as `aten.add.Tensor`."""
+        return str(self.func)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One run of one module: the calls `[start, end)`, what went in and what came out.
+
+    `args` are the leaves of `(args, kwargs)` and `result` those of what forward returned, tensors as references; the
+    specs put them together again.
+    """
+
+    path: str
+    start: int
+    end: int
+    args: tuple[Any, ...]
+    args_spec: Any
+    result: tuple[Any, ...]
+    result_spec: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One forward: the calls in order, the parameters and buffers by identity, the outputs."""
+    """One forward: the calls in order, the parameters and buffers by identity, the outputs.
+
+    `constants` are the tensors that are neither: plain attributes of modules and tensors made outside of torch.
+    `spans` are the runs of all modules in the order in which they ended; the last one is the network's own.
+    """
 
     calls: tuple[Call, ...]
     tensors: dict[int, str]
@@ -68,28 +105,34 @@ class Record:
     shapes: dict[str, tuple[int, ...]]
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
+    constants: dict[int, torch.Tensor]
+    spans: tuple[Span, ...]
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the calls of one forward. Tensors are kept alive so that identities stay unique."""
 
-    def __init__(self, known: dict[int, torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> None:
+    def __init__(self, known: list[torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
+        self.spans: list[Span] = []
+        self.constants: dict[int, torch.Tensor] = {}
         self.module = ""
         self.refusal: TraceError | None = None
         self._index = 0
-        self._alive: dict[int, torch.Tensor] = dict(known)
-        self._from_inputs = {id(tensor) for tensor in inputs}
-        self._alive.update({id(tensor): tensor for tensor in inputs})
+        self._known = {id(tensor) for tensor in known}
+        self._alive: dict[int, torch.Tensor] = {id(tensor): tensor for tensor in [*known, *inputs]}
+        self._identity: dict[int, int] = {key: next(_IDENTITIES) for key in self._alive}
+        # By storage: writing data into a view makes the whole tensor depend on it.
+        self._from_inputs = {_storage(tensor) for tensor in inputs}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[-1]
-        inputs = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-        depends = any(id(tensor) in self._from_inputs for tensor in inputs)
+        inputs = _tensors((args, kwargs))
+        depends = any(_storage(tensor) in self._from_inputs for tensor in inputs)
         where = source_line()
         if name in _READS and depends:
             self.refusal = TraceError(
@@ -98,38 +141,70 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 fix="express the choice with torch.where or masks, or take it out of forward",
             )
             raise self.refusal
-        bound = _refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
-        result = func(*args, **kwargs)
-        outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
-        for tensor in inputs + outputs:
-            self._alive[id(tensor)] = tensor
-        if depends:
-            self._from_inputs.update(id(tensor) for tensor in outputs)
         base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        for tensor in inputs:
+            if id(tensor) not in self._alive:
+                self.constants[self.refer(tensor).id] = tensor.clone()
+        picked = self._picked(inputs) if base in _PICKS else {}
+        bound = self.refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
+        result = func(*args, **kwargs)
+        outputs = _tensors(result)
+        if depends:
+            self._from_inputs.update(_storage(tensor) for tensor in outputs)
         self.calls.append(
             Call(
                 index=self._index,
                 name=base,
-                overload=str(func),
+                func=func,
                 args=bound,
-                result=_refer(result),
+                result=self.refer(result),
                 pointwise=torch.Tag.pointwise in func.tags,
                 where=where,
                 module=self.module,
+                depends=depends or any(id(tensor) in self._known for tensor in inputs),
+                picked=picked,
             )
         )
         self._index += base not in UNNUMBERED
         return result
 
+    def refer(self, value: Any) -> Any:
+        """Replace tensors by references, in any nesting of lists, tuples and dicts."""
+        if isinstance(value, torch.Tensor):
+            key = id(value)
+            if key not in self._identity:
+                self._identity[key] = next(_IDENTITIES)
+                self._alive[key] = value
+            return Ref(self._identity[key], tuple(value.shape))
+        if isinstance(value, dict):
+            return {key: self.refer(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [self.refer(item) for item in value]
+        return value
 
-def record(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Record:
-    """Run the network once in evaluation mode on a copy and return what it called.
+    def _picked(self, inputs: list[torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Return the values of whole-number tensors that do not depend on the inputs, by identity."""
+        return {
+            self.refer(tensor).id: tensor.clone()
+            for tensor in inputs
+            if not tensor.is_floating_point()
+            and tensor.numel() <= _MAX_PICKED
+            and tensor.device.type != "meta"
+            and _storage(tensor) not in self._from_inputs
+        }
+
+
+def record(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, training: bool = False) -> Record:
+    """Run the network once on a copy, in evaluation mode, and return what it called.
+
+    Args:
+        training: In training mode instead.
 
     Raises:
         TraceError: The forward fails, reads data into Python, or returns something without tensors.
         ModelError: The network cannot be copied, has parameters without a shape or returns NaN.
     """
-    working = copy_model(model).eval()
+    working = copy_model(model).train(training)
     inputs = tuple(tensor.clone() for tensor in inputs)  # a forward may change its inputs in place
     names: dict[int, list[str]] = {}
     known: dict[int, torch.Tensor] = {}
@@ -138,10 +213,10 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Record:
             raise ModelError(f"{name} has no shape yet", fix="run one forward before: model(*inputs)")
         names.setdefault(id(tensor), []).append(name)
         known[id(tensor)] = tensor
-    recorder = Recorder(known, inputs)
+    recorder = Recorder(list(known.values()), inputs)
     hooks = _follow_modules(working, recorder)
     try:
-        with torch.inference_mode(), recorder:
+        with torch.random.fork_rng(enabled=training), torch.inference_mode(), attention_in_parts(), recorder:
             result = working(*inputs)
     except TraceError:
         raise
@@ -158,64 +233,35 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Record:
     returned = output_tensors(result)
     if not returned:
         raise TraceError(f"{type(model).__name__} returned no tensor but {type(result).__name__}")
-    if any(bool(tensor.isnan().any()) for tensor in returned):
+    if not training and any(bool(tensor.isnan().any()) for tensor in returned if tensor.device.type != "meta"):
         raise ModelError(
             f"{type(model).__name__} returns NaN on the example inputs, so nothing can be compared with it",
             fix="check the weights and the inputs of the workload",
         )
-    first = {key: found[0] for key, found in names.items()}
     return Record(
         calls=tuple(recorder.calls),
-        tensors=first,
+        tensors={recorder.refer(known[key]).id: found[0] for key, found in names.items()},
         names={found[0]: tuple(found) for found in names.values()},
-        shapes={first[key]: tuple(tensor.shape) for key, tensor in known.items()},
-        inputs=tuple(Ref(id(t), tuple(t.shape)) for t in inputs),
-        outputs=tuple(Ref(id(t), tuple(t.shape)) for t in returned),
+        shapes={names[key][0]: tuple(tensor.shape) for key, tensor in known.items()},
+        inputs=tuple(recorder.refer(tensor) for tensor in inputs),
+        outputs=tuple(recorder.refer(tensor) for tensor in returned),
+        constants=recorder.constants,
+        spans=tuple(recorder.spans),
     )
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy of the network.
+@contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """Switch off the fused attention of `nn.MultiheadAttention` and `nn.TransformerEncoder` in evaluation mode.
 
-    Raises:
-        ModelError: Something in the network cannot be copied.
+    It is one opaque call that training does not make; without it the same modules call operators with rules.
     """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}",
-            fix="keep only tensors, modules and plain values as attributes of the network",
-        ) from error
-
-
-def output_tensors(result: Any) -> list[torch.Tensor]:
-    """Return the tensors of any output structure in a stable order.
-
-    Looks into containers, dataclasses and the attributes of other objects, as deep as they go: a tensor that is missed
-    here would be taken for one that nobody needs.
-    """
-    found: list[torch.Tensor] = []
-    _collect(result, found, set())
-    return found
-
-
-def _collect(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
-    if isinstance(value, torch.Tensor):
-        found.append(value)
-        return
-    if id(value) in seen or isinstance(value, nn.Module | type | ModuleType | FunctionType):
-        return
-    seen.add(id(value))
-    if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, tuple | list | set | frozenset):
-        parts = list(value)
-    else:
-        names = [*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())]
-        parts = [getattr(value, name) for name in names if hasattr(value, name)]
-    for part in parts:
-        _collect(part, found, seen)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def source_line() -> str:
@@ -241,22 +287,35 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
-    """Keep `recorder.module` at the path of the module whose forward is running."""
-    stack: list[str] = []
+    """Keep `recorder.module` at the path of the module whose forward is running, and note its span."""
+    stack: list[tuple[str, int, tuple[list[Any], Any]]] = []
     hooks = []
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
             continue
 
-        def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
-            stack.append(recorder.module)
+        def enter(_module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            stack.append((recorder.module, len(recorder.calls), pytree.tree_flatten((args, kwargs))))
             recorder.module = path
 
-        def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
-            recorder.module = stack.pop()
+        def leave(_module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
+            path = recorder.module
+            recorder.module, start, (args, args_spec) = stack.pop()
+            leaves, spec = pytree.tree_flatten(result)
+            recorder.spans.append(
+                Span(
+                    path=path,
+                    start=start,
+                    end=len(recorder.calls),
+                    args=tuple(map(recorder.refer, args)),
+                    args_spec=args_spec,
+                    result=tuple(map(recorder.refer, leaves)),
+                    result_spec=spec,
+                )
+            )
 
-        hooks.append(module.register_forward_pre_hook(enter))
-        hooks.append(module.register_forward_hook(leave))
+        hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        hooks.append(module.register_forward_hook(leave, with_kwargs=True))
     return hooks
 
 
@@ -273,12 +332,20 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, 
     return bound
 
 
-def _refer(value: Any) -> Any:
-    """Replace tensors by references, in any nesting of lists, tuples and dicts."""
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in any nesting of lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
-        return Ref(id(value), tuple(value.shape))
+        return [value]
     if isinstance(value, dict):
-        return {key: _refer(item) for key, item in value.items()}
+        return [tensor for item in value.values() for tensor in _tensors(item)]
     if isinstance(value, tuple | list):
-        return [_refer(item) for item in value]
-    return value
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Return what tells the memory of a tensor apart from that of others; tensors without one have their identity."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except RuntimeError:  # sparse tensors have none
+        return id(tensor)

@@ -1,7 +1,7 @@
-"""Balanced blocks: user code that cuts a dimension into equal pieces must find equal pieces after pruning.
+"""Pieces: where code cuts a dimension, every piece keeps something, and equal pieces stay equal where they can.
 
-Turns requests for balance into links between groups (they keep the same number of units), or pins what cannot be
-linked. Works on units and groups only; knows nothing about operators.
+Turns cuts into classes of units (a group never crosses a cut) and links between groups (they keep the same number of
+units, so that code which cuts by share stays right). Works on units and groups only; knows nothing about operators.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeprune.graph.flow import Balanced
+from edgeprune.graph.flow import Pieces
 from edgeprune.graph.labels import Atoms, Ids
 
 
-def block_signature(atoms: Atoms, requests: Sequence[Balanced], count: int) -> Ids:
-    """Return a number per atom that differs where atoms lie in different blocks of any request.
+def piece_signature(atoms: Atoms, cuts: Sequence[Pieces], count: int) -> Ids:
+    """Return a number per atom that differs where atoms lie in different pieces of any cut.
 
     Args:
         atoms: The atoms after propagation. `count` is the number of atoms.
     """
     signature = np.zeros(count, dtype=np.uint64)
-    for number, request in enumerate(requests):
-        for block, label in enumerate(_blocks(atoms, request)):
+    for number, request in enumerate(cuts):
+        for piece, label in enumerate(_pieces(atoms, request)):
             found, times = np.unique(label[label != 0], return_counts=True)
-            step = np.uint64(0x9E3779B97F4A7C15 * (1 + number * 64 + block) % 2**64)
+            step = np.uint64(0x9E3779B97F4A7C15 * (1 + number * 64 + piece) % 2**64)
             signature[found] += times.astype(np.uint64) * step
     return signature.view(np.int64)
 
 
-def link(
-    atoms: Atoms, requests: Sequence[Balanced], group_of: Ids, sizes: Sequence[int]
-) -> tuple[list[tuple[int, ...]], list[Balanced]]:
-    """Return links between groups and the requests that no link can satisfy.
+def link(atoms: Atoms, cuts: Sequence[Pieces], group_of: Ids, sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the groups that must keep the same number of units.
+
+    Equal pieces that no link can keep equal are left alone: code that cuts by share then gets other numbers than it
+    expects, and compaction writes the cuts out as numbers.
 
     Args:
         atoms: The atoms after propagation.
@@ -41,22 +42,18 @@ def link(
         sizes: Units of every group.
     """
     links: list[tuple[int, ...]] = []
-    unmet: list[Balanced] = []
-    for request in requests:
-        found = _match(_blocks(atoms, request), group_of, sizes)
-        if found is None:
-            unmet.append(request)
-        else:
-            links.extend(found)
-    return _merge(links), unmet
+    for request in cuts:
+        if request.equal:
+            links.extend(_match(_pieces(atoms, request), group_of, sizes) or ())
+    return _merge(links)
 
 
-def _blocks(atoms: Atoms, request: Balanced) -> list[Ids]:
+def _pieces(atoms: Atoms, request: Pieces) -> list[Ids]:
     label = atoms.resolve(request.label)
     if label is None:
         return []
-    size = request.label.shape[1] // request.blocks
-    return [label[:, start : start + size] for start in range(0, size * request.blocks, size)]
+    ends = np.cumsum(request.sizes)
+    return [label[:, end - size : end] for size, end in zip(request.sizes, ends, strict=True)]
 
 
 def _match(blocks: list[Ids], group_of: Ids, sizes: Sequence[int]) -> list[tuple[int, ...]] | None:

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgeprune.graph.capture import copy_model
+from edgeprune.graph.structure import copy_model
 
 
 def count_params(model: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """Propagation: labels flow through a record, call by call, each by the rule of its operator.
 
-Owns the table of rules and what a rule may do (read labels, set labels, join, pin, ask for balanced blocks, mark
-statistics). The rules themselves stand in `rules/`, grouped by kind.
+Owns the tables of rules and what a rule may do (read labels, set labels, join, pin, cut into pieces, mark statistics).
+The rules themselves stand in `rules/`, grouped by kind: how labels move, and beside it how the call's own numbers
+change when positions are gone.
 """
 
 from __future__ import annotations
@@ -9,15 +10,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from edgeprune.graph.capture import Call, Record, Ref
 from edgeprune.graph.labels import Atoms, Ids, Label, Pin
 
 logger = logging.getLogger(__name__)
 
+
+class Widths(Protocol):
+    """What is left of the tensors of one call."""
+
+    def kept(self, ref: Ref, axis: int) -> NDArray[np.bool_]:
+        """Return which positions of an argument stay along a dimension, shape (size,)."""
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        """Return the shape of a result after compaction."""
+
+
 Rule = Callable[["Flow", Call], None]
+# Returns the call's arguments after compaction, or another operator with its arguments.
+Resize = Callable[[Call, Widths], "dict[str, Any] | tuple[Any, dict[str, Any]]"]
 RULES: dict[str, Rule] = {}
+RESIZES: dict[str, Resize] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -31,13 +50,30 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def resize(*names: str) -> Callable[[Resize], Resize]:
+    """Register how an operator's own numbers (sizes, positions) change when positions of its tensors are gone.
+
+    Operators without one are called as they were.
+    """
+
+    def register(function: Resize) -> Resize:
+        for name in names:
+            RESIZES[name] = function
+        return function
+
+    return register
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Balanced:
-    """Equal blocks of one dimension that user code cuts by size: every block must keep the same number."""
+class Pieces:
+    """A dimension that code cuts into pieces of these sizes. Every piece must keep something.
+
+    `equal` pieces keep equal numbers where that is possible, so that code which cuts by share stays right.
+    """
 
     label: Ids
-    blocks: int
-    pin: Pin
+    sizes: tuple[int, ...]
+    equal: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,50 +99,82 @@ class Contraction:
 
 
 class Flow:
-    """The state of one propagation: the labels of every tensor seen so far."""
+    """The state of one propagation: the labels of every tensor seen so far.
 
-    def __init__(self, record: Record) -> None:
+    Args:
+        record: The forward that is pruned.
+        others: Further forwards of the same network (in training mode, on other inputs): their calls tie channels too.
+    """
+
+    def __init__(self, record: Record, others: Sequence[Record] = ()) -> None:
         self.record = record
+        self.others = tuple(others)
+        self._main = True
+        self._names = dict(record.tensors)
         self.atoms = Atoms()
         self.labels: dict[int, list[Label]] = {}
-        self.balanced: list[Balanced] = []
+        self.pieces: list[Pieces] = []
         self.marks: list[Mark] = []
         self.contractions: list[Contraction] = []
         self.producers: list[tuple[str, int]] = []
         self.seen_at: dict[str, list[Ids]] = {}
         self.activations: set[int] = set()
+        # Per call: the labels of its arguments before it and of its results after it, by identity.
+        self.trail: list[tuple[dict[int, list[Label]], dict[int, list[Label]]]] = []
 
     def propagate(self) -> None:
         """Let labels flow through every call, in order."""
-        for ref in self.record.inputs:
-            self.labels[ref.id] = [None] * len(ref.shape)
-            self.activations.add(ref.id)
+        self._begin(self.record)
         for call in self.record.calls:
             self._remember(call)
-            if any(ref.id in self.activations for ref in refs(call.args)):
-                self.activations.update(ref.id for ref in refs(call.result))
-            function = RULES.get(call.name) or (RULES["pointwise"] if call.pointwise else None)
-            if function is None:
-                self.give_up(call)
-                continue
-            try:
-                function(self, call)
-            except (KeyError, IndexError, TypeError, ValueError, StopIteration):
-                # A form of the operator that its rule does not know: reach is lost, correctness is not.
-                logger.warning("the rule of %s failed on %s", call.name, call.overload, exc_info=True)
-                self.give_up(call)
+            arguments, results = refs(call.args), refs(call.result)
+            before = {ref.id: self.labels[ref.id] for ref in arguments if ref.id in self.labels}
+            self._follow(call)
+            before.update({r.id: self.labels[r.id] for r in arguments if r.id not in before and r.id in self.labels})
+            self.trail.append((before, {ref.id: self.labels[ref.id] for ref in results if ref.id in self.labels}))
+        self._main = False
+        for other in self.others:
+            self._begin(other)
+            for call in other.calls:
+                self._follow(call)
+
+    def _begin(self, record: Record) -> None:
+        """Take in the inputs of a record, and its parameters as those of the first record."""
+        for ref in record.inputs:
+            self.labels[ref.id] = [None] * len(ref.shape)
+            self.activations.add(ref.id)
+        if record is not self.record:
+            known = {name: key for key, name in self.record.tensors.items()}
+            for key, name in record.tensors.items():
+                self.labels[key] = self.of(Ref(known[name], self.record.shapes[name]))
+            self._names.update(record.tensors)
+
+    def _follow(self, call: Call) -> None:
+        if any(ref.id in self.activations for ref in refs(call.args)):
+            self.activations.update(ref.id for ref in refs(call.result))
+        function = RULES.get(call.name) or (RULES["pointwise"] if call.pointwise else None)
+        if function is None:
+            self.give_up(call)
+            return
+        try:
+            function(self, call)
+        except (KeyError, IndexError, TypeError, ValueError, StopIteration):
+            # A form of the operator that its rule does not know: reach is lost, correctness is not.
+            logger.warning("the rule of %s failed on %s", call.name, call.overload, exc_info=True)
+            self.give_up(call)
 
     def pin_outputs(self) -> None:
         """Pin what the network returns: its user relies on it."""
-        made_at = {ref.id: call.where for call in self.record.calls for ref in refs(call.result)}
-        for ref in self.record.outputs:
-            for label in self.of(ref):
-                self.atoms.pin(label, Pin(reason="model output", where=made_at.get(ref.id)))
+        for record in (self.record, *self.others):
+            made_at = {ref.id: call.where for call in record.calls for ref in refs(call.result)}
+            for ref in record.outputs:
+                for label in self.of(ref):
+                    self.atoms.pin(label, Pin(reason="model output", where=made_at.get(ref.id)))
 
     def of(self, ref: Ref) -> list[Label]:
         """Return the labels of a tensor, one per dimension; parameters get fresh atoms at first sight."""
         if ref.id not in self.labels:
-            known = ref.id in self.record.tensors
+            known = ref.id in self._names
             self.labels[ref.id] = [self.atoms.fresh(n) if known and n > 1 else None for n in ref.shape]
         return self.labels[ref.id]
 
@@ -118,7 +186,7 @@ class Flow:
 
     def parameter(self, ref: Ref) -> str | None:
         """Return the name of a parameter or buffer, or None for an activation."""
-        return self.record.tensors.get(ref.id)
+        return self._names.get(ref.id)
 
     def join(self, a: Label, b: Label, call: Call, reason: str | None = None) -> None:
         """Make two labels of the same dimension equal at every position."""
@@ -137,19 +205,29 @@ class Flow:
     def contracted(self, weight: str | None, macs: int, labels: Sequence[Label]) -> None:
         """Remember the cost of a product and the dimensions that it runs over."""
         sides = tuple(label for label in labels if label is not None)
+        if not self._main:  # what is counted is the forward that is pruned
+            return
         self.contractions.append(Contraction(weight=weight, macs=macs, sides=sides))
 
-    def balance(self, label: Label, blocks: int, call: Call, how: str) -> None:
-        """Ask that equal blocks of a dimension keep the same number of positions."""
+    def cut(self, label: Label, sizes: Sequence[int], call: Call, *, equal: bool) -> None:
+        """Say that code cuts a dimension into pieces, one after the other; a piece of one position stays."""
         label = self.atoms.resolve(label)
-        if label is not None:
-            pin = Pin(reason=f"{how} needs blocks of equal size, and they cannot be kept equal", where=call.where)
-            self.balanced.append(Balanced(label=label, blocks=blocks, pin=pin))
+        if label is None or len(sizes) < 2:
+            return
+        ends = np.cumsum(sizes)
+        single = [end - 1 for size, end in zip(sizes, ends, strict=True) if size == 1]
+        if single:
+            self.pin(label[:, single], call, "one position of it is cut off")
+        self.pieces.append(Pieces(label=label, sizes=tuple(sizes), equal=equal))
+
+    def constant(self, call: Call, ref: Ref) -> torch.Tensor | None:
+        """Return the values of a tensor that picks positions and does not depend on the inputs, else None."""
+        return call.picked.get(ref.id)
 
     def mark(self, call: Call, labels: dict[tuple[str, int], Label]) -> None:
         """Mark a call whose value depends on which positions exist (a mean, a normalisation)."""
         found = {key: label for key, label in labels.items() if label is not None}
-        if found:
+        if found and self._main:
             self.marks.append(Mark(call=call.index, name=call.name, labels=found))
 
     def give_up(self, call: Call) -> None:

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 import edgeprune.graph.rules  # noqa: F401  registers the rules
-from edgeprune.graph.capture import record
-from edgeprune.graph.constraints import block_signature, link
-from edgeprune.graph.flow import Balanced, Contraction, Flow, refs
+from edgeprune.errors import TraceError
+from edgeprune.graph.capture import Record, record
+from edgeprune.graph.constraints import link, piece_signature
+from edgeprune.graph.flow import Contraction, Flow, refs
 from edgeprune.graph.labels import Ids, Pin
+from edgeprune.graph.trail import Trail
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +66,8 @@ class ChannelGraph:
     `dims` gives for every dimension of every parameter that can shrink the unit ids of its positions, shape
     (layers, size), -1 for none. `names` lists all names of a shared tensor under its first one. `links` are groups
     that must keep the same number of units. The `sides` of `contractions` hold unit ids too. `unused` are tensors
-    that the forward did not touch, such as those of a branch for training only.
+    that the forward did not touch, such as those of a branch for training only. `trail` knows what is left of every
+    call.
     """
 
     groups: tuple[Group, ...]
@@ -77,6 +80,7 @@ class ChannelGraph:
     lines: dict[str, frozenset[str]]
     unit_count: int
     unused: tuple[str, ...]
+    trail: Trail = field(repr=False, compare=False)
 
     @property
     def free(self) -> tuple[Group, ...]:
@@ -146,19 +150,32 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
     Raises:
         TraceError: The forward fails or depends on the data in Python.
     """
-    flow = Flow(record(model, inputs))
+    first = record(model, inputs)
+    flow = Flow(first, _training(model, inputs) if _untouched([first]) else ())
     flow.propagate()
     flow.pin_outputs()
-    while True:
-        graph, unmet = _form(flow)
-        if not unmet:
-            return graph
-        for request in unmet:
-            flow.atoms.pin(request.label, request.pin)
+    return _form(flow)
 
 
-def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
-    """Number the units, gather them in groups, link groups; also return requests for balance that are not met."""
+def _training(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Record, ...]:
+    """Record a network with parts that only training uses in that mode, if it runs there.
+
+    It may not (one sample in front of a batch norm): then those parts are left as they are, and nothing is promised.
+    """
+    try:
+        return (record(model, inputs, training=True),)
+    except TraceError:
+        return ()
+
+
+def _untouched(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the tensors, scalars apart, that no call of any record takes."""
+    touched = {r.tensors[ref.id] for r in records for call in r.calls for ref in refs(call.args) if ref.id in r.tensors}
+    return tuple(n for n in records[0].tensors.values() if n not in touched and records[0].shapes[n])
+
+
+def _form(flow: Flow) -> ChannelGraph:
+    """Number the units, gather them in groups, link groups."""
     atoms = flow.atoms
     resolved: dict[Dim, Ids] = {}
     for key, name in flow.record.tensors.items():
@@ -172,14 +189,12 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
     number = np.full(count, -1, dtype=np.int64)
     number[used] = np.arange(len(used))
     dims = {dim: number[found] for dim, found in resolved.items()}
-    signature = block_signature(atoms, flow.balanced, count)[used]
+    signature = piece_signature(atoms, flow.pieces, count)[used]
     group_of_unit = _classes(dims, signature, len(used))
     group_of = np.full(count, -1, dtype=np.int64)
     group_of[used] = group_of_unit
     members = [np.flatnonzero(group_of_unit == index) for index in range(int(group_of_unit.max(initial=-1)) + 1)]
-    links, unmet = link(atoms, flow.balanced, group_of, [len(units) for units in members])
-    if unmet:
-        return _EMPTY, unmet
+    links = link(atoms, flow.pieces, group_of, [len(units) for units in members])
     statistics = tuple(
         Statistic(
             call=mark.call,
@@ -194,9 +209,8 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
     groups = _describe(flow, dims, members, statistics)
     names = [group.name for group in groups]
     lines = _lines(flow, number, group_of_unit, names)
-    touched = {ref.id for call in flow.record.calls for ref in refs(call.args)}
     order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
-    graph = ChannelGraph(
+    return ChannelGraph(
         groups=tuple(_distinct_names(order)),
         dims=dims,
         names=flow.record.names,
@@ -211,14 +225,9 @@ def _form(flow: Flow) -> tuple[ChannelGraph, list[Balanced]]:
         ),
         lines=lines,
         unit_count=len(used),
-        unused=tuple(n for key, n in flow.record.tensors.items() if key not in touched and flow.record.shapes[n]),
+        unused=_untouched([flow.record]),
+        trail=Trail(flow.record, flow.trail, atoms, number),
     )
-    return graph, []
-
-
-_EMPTY = ChannelGraph(
-    groups=(), dims={}, names={}, shapes={}, links=(), statistics=(), contractions=(), lines={}, unit_count=0, unused=()
-)
 
 
 def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:

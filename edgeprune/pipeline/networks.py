@@ -86,7 +86,7 @@ def has_statistics(model: nn.Module) -> bool:
 def _outputs(module: nn.Module, workload: Workload) -> Iterator[tuple[list[np.ndarray[Any, Any]], Any]]:
     import torch
 
-    from edgeprune.graph.capture import output_tensors
+    from edgeprune.graph.structure import output_tensors
     from edgeprune.training.batches import model_inputs
 
     for batch in batches(workload, "test_data"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgeprune.graph.capture import Call, Ref
-from edgeprune.graph.flow import Flow, rule
+from edgeprune.graph.flow import Flow, Widths, resize, rule
 from edgeprune.graph.labels import Label
 from edgeprune.graph.rules.elementwise import broadcast
 
@@ -35,6 +37,18 @@ def convolution(flow: Flow, call: Call) -> None:
     macs = int(np.prod(weight.shape)) * _positions(positions, channel)
     flow.contracted(flow.parameter(weight), macs, [*flow.of(weight)[:2], *labels[:channel]])
     flow.set(call.result, [*labels[:channel], out, *[None] * spatial])
+
+
+@resize(
+    "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"
+)  # fmt: skip
+def convolution_groups(call: Call, widths: Widths) -> dict[str, Any]:
+    x, groups = call.args["input"], int(call.args["groups"])
+    channel = len(x.shape) - len(call.args["weight"].shape) + 1
+    if groups == 1:
+        return call.args
+    kept = widths.kept(x, channel).reshape(groups, -1)
+    return {**call.args, "groups": int(kept.any(axis=1).sum())}
 
 
 def _positions(ref: Ref, channel: int) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeprune.graph.capture import Call, Ref
-from edgeprune.graph.flow import Flow, refs, rule
+from edgeprune.graph.flow import Flow, Widths, refs, resize, rule
 from edgeprune.graph.labels import Label
 
 
@@ -44,6 +46,11 @@ def filled(flow: Flow, call: Call) -> None:
     """A tensor filled with one value: its sizes follow whatever it meets; trial runs tell whether the code agrees."""
     for result in refs(call.result):
         flow.set(result, [flow.atoms.fresh(size) for size in result.shape])
+
+
+@resize("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+def filled_size(call: Call, widths: Widths) -> dict[str, Any]:
+    return {**call.args, "size": list(widths.shape(call.result))}
 
 
 @rule(

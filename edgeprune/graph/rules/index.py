@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from math import gcd
+from typing import Any
 
 import numpy as np
+import torch
 
 from edgeprune.graph.capture import Call, Ref
-from edgeprune.graph.flow import Flow, refs, rule
-from edgeprune.graph.labels import Label
+from edgeprune.graph.flow import Flow, Widths, refs, resize, rule
 
 # A cut at 1/2, 1/3, ... of a dimension is taken for a share of it; other cuts for literal positions.
-MAX_BLOCKS = 16
+MAX_PIECES = 4
 
 
 @rule("cat", "concat", "concatenate")
@@ -41,16 +42,15 @@ def stack(flow: Flow, call: Call) -> None:
     flow.set(call.result, labels)
 
 
-@rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+@rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
 def split(flow: Flow, call: Call) -> None:
-    """Pieces of a dimension; equal pieces must stay equal, as the code cuts by share or by an even size."""
+    """Pieces of a dimension, one after the other."""
     source = call.args["self"]
     axis = call.args["dim"] % len(source.shape)
     labels = list(flow.of(source))
     pieces = refs(call.result)
     sizes = [piece.shape[axis] for piece in pieces]
-    if len(pieces) > 1:
-        _ask_balance(flow, call, labels[axis], len(pieces) if len(set(sizes)) == 1 else 0)
+    flow.cut(labels[axis], sizes, call, equal=len(set(sizes)) == 1)
     label = flow.atoms.resolve(labels[axis])
     start = 0
     for piece, size in zip(pieces, sizes, strict=True):
@@ -59,9 +59,19 @@ def split(flow: Flow, call: Call) -> None:
         start += size
 
 
+@resize("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
+def split_widths(call: Call, widths: Widths) -> tuple[Any, dict[str, Any]] | dict[str, Any]:
+    source = call.args["self"]
+    axis = call.args["dim"] % len(source.shape)
+    if widths.kept(source, axis).all():
+        return call.args
+    sizes = [widths.shape(piece)[axis] for piece in refs(call.result)]
+    return torch.ops.aten.split_with_sizes.default, {"self": source, "split_sizes": sizes, "dim": axis}
+
+
 @rule("slice", "narrow")
 def cut(flow: Flow, call: Call) -> None:
-    """A run of positions. Cuts at a simple share of the dimension need balanced blocks, other cuts pin."""
+    """A run of positions, or every step-th of them."""
     source, result = call.args["self"], call.result
     axis = call.args["dim"] % len(source.shape)
     size, kept = source.shape[axis], result.shape[axis]
@@ -69,16 +79,38 @@ def cut(flow: Flow, call: Call) -> None:
     if kept == size:
         flow.set(result, labels)
         return
-    start = _start(call, size)
-    step = call.args.get("step", 1) or 1
-    if step != 1 or start is None:
-        flow.pin(labels[axis], call, "picked by position")
+    start, step = _start(call, size), call.args.get("step", 1) or 1
+    if start is None:
+        flow.pin(labels[axis], call, "cut at a position that is computed")
+        labels[axis] = None
     else:
+        stop = start + (kept - 1) * step + 1
         unit = gcd(gcd(size, start), kept)
-        _ask_balance(flow, call, labels[axis], size // unit)
-    label = flow.atoms.resolve(labels[axis])
-    labels[axis] = None if label is None or start is None else label[:, start : start + kept * step : step]
+        if step == 1 and 1 < size // unit <= MAX_PIECES:
+            flow.cut(labels[axis], [unit] * (size // unit), call, equal=True)
+        else:
+            flow.cut(labels[axis], [n for n in (start, stop - start, size - stop) if n > 0], call, equal=False)
+        label = flow.atoms.resolve(labels[axis])
+        labels[axis] = None if label is None else label[:, start:stop:step]
     flow.set(result, labels)
+
+
+@resize("slice", "narrow")
+def cut_widths(call: Call, widths: Widths) -> tuple[Any, dict[str, Any]] | dict[str, Any]:
+    source, result = call.args["self"], call.result
+    axis = call.args["dim"] % len(source.shape)
+    kept = widths.kept(source, axis)
+    start, step = _start(call, len(kept)), call.args.get("step", 1) or 1
+    if start is None or kept.all():
+        return call.args
+    wanted = np.arange(start, start + result.shape[axis] * step, step)
+    number = np.cumsum(kept) - 1
+    left = number[wanted[kept[wanted]]]
+    if len(left) == 0 or left[-1] - left[0] + 1 == len(left):
+        first = int(kept[:start].sum())
+        arguments = {"self": source, "dim": axis, "start": first, "end": first + len(left), "step": 1}
+        return torch.ops.aten.slice.Tensor, arguments
+    return torch.ops.aten.index_select.default, {"self": source, "dim": axis, "index": torch.from_numpy(left)}
 
 
 def _start(call: Call, size: int) -> int | None:
@@ -89,22 +121,28 @@ def _start(call: Call, size: int) -> int | None:
     return min(max(start + size if start < 0 else start, 0), size)
 
 
-def _ask_balance(flow: Flow, call: Call, label: Label, blocks: int) -> None:
-    if 1 < blocks <= MAX_BLOCKS and label is not None and blocks < label.shape[1]:
-        flow.balance(label, blocks, call, f"{call.name} in the code")
-    else:
-        flow.pin(label, call, "cut at a position that is written in the code", fix="cut by a share: x.chunk(2, 1)")
-
-
 @rule("select")
 def select(flow: Flow, call: Call) -> None:
-    """One position of one dimension; that dimension is fixed."""
-    source = call.args["self"]
+    """One position of one dimension: it stays, the others may go."""
+    source, index = call.args["self"], call.args["index"]
     axis = call.args["dim"] % len(source.shape)
     labels = list(flow.of(source))
-    flow.pin(labels[axis], call, "one position of it is picked by number")
+    label = flow.atoms.resolve(labels[axis])
+    if label is not None:
+        picked = label if isinstance(index, Ref) else label[:, index % source.shape[axis]]
+        flow.pin(picked, call, "one position of it is picked by number")
     del labels[axis]
     flow.set(call.result, labels)
+
+
+@resize("select")
+def select_position(call: Call, widths: Widths) -> dict[str, Any]:
+    source = call.args["self"]
+    axis = call.args["dim"] % len(source.shape)
+    kept = widths.kept(source, axis)
+    if kept.all():
+        return call.args
+    return {**call.args, "index": int(kept[: call.args["index"] % len(kept)].sum())}
 
 
 @rule("unbind")

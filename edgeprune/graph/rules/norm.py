@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeprune.graph.capture import Call, Ref
-from edgeprune.graph.flow import Flow, rule
+from edgeprune.graph.flow import Flow, Widths, resize, rule
 from edgeprune.graph.labels import Pin
 
 
@@ -56,6 +58,18 @@ def group_norm(flow: Flow, call: Call) -> None:
     if each > 1:
         flow.mark(call, {("input", 1): labels[1]})
     flow.set(call.result, labels)
+
+
+@resize("layer_norm", "rms_norm")
+def normalized_shape(call: Call, widths: Widths) -> dict[str, Any]:
+    over = len(call.args["normalized_shape"])
+    return {**call.args, "normalized_shape": list(widths.shape(call.result)[-over:])}
+
+
+@resize("group_norm")
+def norm_groups(call: Call, widths: Widths) -> dict[str, Any]:
+    kept = widths.kept(call.args["input"], 1).reshape(int(call.args["num_groups"]), -1)
+    return {**call.args, "num_groups": int(kept.any(axis=1).sum())}
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 
 from edgeprune.graph.capture import Call, Ref
-from edgeprune.graph.flow import Flow, dims, refs, rule
+from edgeprune.graph.flow import Flow, Widths, dims, refs, resize, rule
 from edgeprune.graph.labels import Label, Pin
 
 
@@ -24,6 +26,21 @@ def reshape(flow: Flow, call: Call) -> None:
         call.result,
         reshaped(flow, call, flow.of(call.args["self"]), call.args["self"].shape, call.result.shape),
     )
+
+
+@resize("view", "reshape", "unflatten", "unsafe_view", "_unsafe_view", "_reshape_alias")
+def view_sizes(call: Call, widths: Widths) -> dict[str, Any]:
+    name = "sizes" if "sizes" in call.args else "size" if "size" in call.args else "shape"
+    sizes, after = call.args[name], widths.shape(call.result)
+    if call.name == "unflatten":
+        axis = call.args["dim"] % len(call.args["self"].shape)
+        return {**call.args, name: _written(sizes, call.result.shape[axis:], after[axis:])}
+    return {**call.args, name: _written(sizes, call.result.shape, after)}
+
+
+def _written(sizes: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """Return sizes as the code gave them (-1 included), with those replaced that changed."""
+    return [size if old == new or size == -1 else new for size, old, new in zip(sizes, before, after, strict=False)]
 
 
 def reshaped(
@@ -74,6 +91,15 @@ def squeeze(flow: Flow, call: Call) -> None:
     for result in refs(call.result):
         queue = iter(kept)
         flow.set(result, [next(queue) if size != 1 else None for size in result.shape])
+
+
+@resize("squeeze")
+def squeezed_dims(call: Call, widths: Widths) -> tuple[Any, dict[str, Any]] | dict[str, Any]:
+    """Without a dimension, `squeeze` would drop those that shrink to one position too."""
+    source = call.args["self"]
+    axes = dims(call.args.get("dim"), len(source.shape))
+    ones = [axis for axis in axes if source.shape[axis] == 1]
+    return torch.ops.aten.squeeze.dims, {"self": source, "dim": ones}
 
 
 @rule(
@@ -134,6 +160,11 @@ def expand(flow: Flow, call: Call) -> None:
     flow.set(result, padded)
 
 
+@resize("expand", "broadcast_to")
+def expand_sizes(call: Call, widths: Widths) -> dict[str, Any]:
+    return {**call.args, "size": _written(call.args["size"], call.result.shape, widths.shape(call.result))}
+
+
 @rule("repeat", "tile")
 def repeat(flow: Flow, call: Call) -> None:
     """A dimension several times over: its copies go together."""
@@ -150,6 +181,17 @@ def repeat(flow: Flow, call: Call) -> None:
         else:
             out.append(flow.atoms.fresh(total) if size == 1 and total > 1 else None)
     flow.set(result, out)
+
+
+@resize("repeat", "tile")
+def repeat_times(call: Call, widths: Widths) -> dict[str, Any]:
+    name = "repeats" if "repeats" in call.args else "dims"
+    source, after = call.args["self"], widths.shape(call.result)
+    missing = len(after) - len(source.shape)
+    written = [1] * (len(after) - len(call.args[name])) + list(call.args[name])
+    left = [1] * missing + [int(widths.kept(source, axis).sum()) for axis in range(len(source.shape))]
+    times = [new // size if size == 1 else old for old, new, size in zip(written, after, left, strict=True)]
+    return {**call.args, name: times}
 
 
 @rule("repeat_interleave")

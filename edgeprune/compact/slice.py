@@ -1,0 +1,44 @@
+"""Slicing: a copy of a network with the removed positions cut out of its parameters and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgeprune.graph import ChannelGraph
+from edgeprune.graph.groups import Dim
+from edgeprune.graph.structure import copy_model, named_tensors
+
+Masks = Mapping[Dim, NDArray[np.bool_]]
+
+
+def sliced(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
+    """Return a copy of the network in evaluation mode with its tensors cut and nothing else changed.
+
+    Shared tensors stay shared. Numbers that modules hold still say the old sizes.
+    """
+    tensors = named_tensors(model)
+    cuts: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    for (name, axis), mask in masks.items():
+        cuts.setdefault(name, {})[axis] = mask
+    with torch.no_grad():
+        replaced = {name: _cut(tensors[name], axes) for name, axes in cuts.items()}
+    return copy_model(model, replaced).eval()
+
+
+def changed_dims(graph: ChannelGraph, masks: Masks) -> set[Dim]:
+    """Return the dimensions that shrink, under all names of their tensors."""
+    return {(alias, axis) for name, axis in masks for alias in graph.names[name]}
+
+
+def _cut(old: torch.Tensor, axes: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
+    value = old.detach()
+    for axis, mask in axes.items():
+        value = value.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
+    if value.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
+        value = value.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value

@@ -1,0 +1,113 @@
+"""The trail: the labels that every tensor had at every call, and from them what is left of each call.
+
+A compaction that writes the network out as a list of calls needs the new sizes of activations, not of parameters only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.graph.capture import Call, Record, Ref
+from edgeprune.graph.flow import RESIZES, refs
+from edgeprune.graph.labels import Atoms, Ids, Label
+
+Labels = Mapping[int, Sequence[Label]]
+
+
+class Trail:
+    """Labels per call, for the units that a graph has numbered.
+
+    Args:
+        steps: Per call the labels of its arguments before it and of its results after it, by identity.
+        number: Unit of every atom, -1 for none.
+    """
+
+    def __init__(self, record: Record, steps: Sequence[tuple[Labels, Labels]], atoms: Atoms, number: Ids) -> None:
+        self.record = record
+        self._steps = steps
+        self._atoms = atoms
+        self._number = number
+        self._units: dict[int, tuple[Label, Ids | None]] = {}
+
+    def resized(self, alive: NDArray[np.bool_]) -> list[tuple[Any, dict[str, Any]]]:
+        """Return operator and arguments of every call when only the living units are left.
+
+        Args:
+            alive: Which units stay, shape (units + 1,), as from `ChannelGraph.alive`.
+        """
+        masks: dict[int, NDArray[np.bool_] | None] = {}
+        return [
+            self._resized(call, before, after, alive, masks)
+            for call, (before, after) in zip(self.record.calls, self._steps, strict=True)
+        ]
+
+    def _resized(
+        self,
+        call: Call,
+        before: Labels,
+        after: Labels,
+        alive: NDArray[np.bool_],
+        masks: dict[int, NDArray[np.bool_] | None],
+    ) -> tuple[Any, dict[str, Any]]:
+        function = RESIZES.get(call.name)
+        if function is None:
+            return call.func, call.args
+        left = _Left(self, before, after, alive, masks)
+        if not any(left.cut(ref) for ref in refs(call.args) + refs(call.result)):
+            return call.func, call.args
+        found = function(call, left)
+        return (call.func, found) if isinstance(found, dict) else found
+
+    def units(self, label: Label) -> Ids | None:
+        """Return the unit numbers of a label, shape (layers, size), -1 for none; None when nothing of it can go."""
+        if label is None:
+            return None
+        if id(label) not in self._units:
+            resolved = self._atoms.resolve(label)
+            units = None if resolved is None else self._number[resolved]
+            self._units[id(label)] = (label, units if units is not None and (units >= 0).any() else None)
+        return self._units[id(label)][1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """The `Widths` of one call."""
+
+    trail: Trail
+    before: Labels
+    after: Labels
+    alive: NDArray[np.bool_]
+    masks: dict[int, NDArray[np.bool_] | None]
+
+    def kept(self, ref: Ref, axis: int) -> NDArray[np.bool_]:
+        mask = self._mask(self.before, ref, axis)
+        return np.ones(ref.shape[axis], dtype=bool) if mask is None else mask
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        masks = [self._mask(self.after, ref, axis) for axis in range(len(ref.shape))]
+        return tuple(size if mask is None else int(mask.sum()) for size, mask in zip(ref.shape, masks, strict=True))
+
+    def cut(self, ref: Ref) -> bool:
+        """Tell whether anything of an argument or result goes."""
+        return any(
+            self._mask(labels, ref, axis) is not None
+            for labels in (self.before, self.after)
+            for axis in range(len(labels.get(ref.id, ())))
+        )
+
+    def _mask(self, labels: Labels, ref: Ref, axis: int) -> NDArray[np.bool_] | None:
+        if axis >= len(labels.get(ref.id, ())):
+            return None
+        label = labels[ref.id][axis]
+        if label is None:
+            return None
+        if id(label) not in self.masks:
+            units = self.trail.units(label)
+            mask = None if units is None else np.asarray(self.alive[units].all(axis=0))
+            self.masks[id(label)] = None if mask is None or mask.all() else mask
+        return self.masks[id(label)]
