@@ -242,8 +242,8 @@ def test_source_lines_know_the_groups_that_pass() -> None:
 
     graph = graph_of(Net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 6), c=nn.Linear(6, 2)), 2, 4)
     first = forward.__code__.co_firstlineno
-    assert graph.lines[f"{HERE}:{first + 2}"] == {"a"}
-    assert graph.lines[f"{HERE}:{first + 3}"] == {"b"}
+    assert graph.at_line(f"{HERE}:{first + 2}") == {"a"}
+    assert graph.at_line(f"{HERE}:{first + 3}") == {"b"}
 
 
 def test_parts_that_the_forward_does_not_touch_are_unused() -> None:

@@ -7,6 +7,7 @@ user's parameters under their names. What Python did beside the calls (hooks, br
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +134,17 @@ def capture(
         not isinstance(value, int | float | str | bool | None | torch.dtype | torch.device) for value in fixed.values()
     ):
         raise Uncapturable(f"{origin} takes objects as arguments")
-    return Captured(holder, _Code(graph, tuple(builder.names), span, fixed, origin)).eval()
+    return _signed(small)(holder, _Code(graph, tuple(builder.names), span, fixed, origin)).eval()
+
+
+def _signed(module: nn.Module) -> type[Captured]:
+    """Return the class of captured modules with the signature of a module's forward: exporters name inputs after it."""
+
+    def forward(self: Captured, *args: Any, **kwargs: Any) -> Any:
+        return Captured.forward(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
+    return type("Captured", (Captured,), {"forward": forward})
 
 
 def _holder(module: nn.Module) -> nn.Module:

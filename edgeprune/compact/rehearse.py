@@ -45,7 +45,7 @@ def rehearse(
         failure = _attempt(model, graph, names, inputs, output)
         if failure is None:
             return graph
-        flowing = graph.lines.get(failure.where or "", frozenset())
+        flowing = graph.at_line(failure.where or "")
         suspects = [name for name in names if name in flowing] or names
         guilty = _guilty(model, graph, suspects, inputs, output) or _guilty(model, graph, names, inputs, output)
         if guilty:

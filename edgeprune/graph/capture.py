@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import ModelError, TraceError
-from edgeprune.graph.structure import copy_model, output_tensors
+from edgeprune.graph.structure import output_tensors, shared_copy
 from edgeprune.workload import user_line
 
 # Operators that turn tensor data into Python numbers; on data from the inputs they mean data-dependent control flow.
@@ -121,6 +121,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.refusal: TraceError | None = None
         self._index = 0
         self._known = {id(tensor) for tensor in known}
+        self._parameters = {_storage(tensor) for tensor in known if isinstance(tensor, nn.Parameter)}
         self._alive: dict[int, torch.Tensor] = {id(tensor): tensor for tensor in [*known, *inputs]}
         self._identity: dict[int, int] = {key: next(_IDENTITIES) for key in self._alive}
         # By storage: writing data into a view makes the whole tensor depend on it.
@@ -139,6 +140,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "the network reads values of its data into Python (an if, a size or a computation outside torch)",
                 where=where,
                 fix="express the choice with torch.where or masks, or take it out of forward",
+            )
+            raise self.refusal
+        if any(_storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
+            self.refusal = TraceError(
+                "the network writes to one of its parameters in forward",
+                where=where,
+                fix="make it a buffer: self.register_buffer(...)",
             )
             raise self.refusal
         base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
@@ -204,7 +212,7 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, training: bool
         TraceError: The forward fails, reads data into Python, or returns something without tensors.
         ModelError: The network cannot be copied, has parameters without a shape or returns NaN.
     """
-    working = copy_model(model).train(training)
+    working = shared_copy(model).train(training)
     inputs = tuple(tensor.clone() for tensor in inputs)  # a forward may change its inputs in place
     names: dict[int, list[str]] = {}
     known: dict[int, torch.Tensor] = {}
@@ -349,3 +357,15 @@ def _storage(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except RuntimeError:  # sparse tensors have none
         return id(tensor)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors that a call writes to."""
+    if not func._schema.is_mutable:
+        return []
+    return [
+        tensor
+        for position, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
+    ]

@@ -117,7 +117,6 @@ class Flow:
         self.marks: list[Mark] = []
         self.contractions: list[Contraction] = []
         self.producers: list[tuple[str, int]] = []
-        self.seen_at: dict[str, list[Ids]] = {}
         self.activations: set[int] = set()
         # Per call: the labels of its arguments before it and of its results after it, by identity.
         self.trail: list[tuple[dict[int, list[Label]], dict[int, list[Label]]]] = []
@@ -126,7 +125,6 @@ class Flow:
         """Let labels flow through every call, in order."""
         self._begin(self.record)
         for call in self.record.calls:
-            self._remember(call)
             arguments, results = refs(call.args), refs(call.result)
             before = {ref.id: self.labels[ref.id] for ref in arguments if ref.id in self.labels}
             self._follow(call)
@@ -240,12 +238,6 @@ class Flow:
         for ref in refs(call.result):
             if len(self.labels.get(ref.id, ())) != len(ref.shape):  # new, or another rank in place
                 self.labels[ref.id] = [None] * len(ref.shape)
-
-    def _remember(self, call: Call) -> None:
-        for ref in refs(call.args):
-            if ref.id in self.labels:
-                found = [label for label in self.labels[ref.id] if label is not None]
-                self.seen_at.setdefault(call.where, []).extend(found)
 
 
 def refs(value: Any) -> list[Ref]:

@@ -77,7 +77,6 @@ class ChannelGraph:
     links: tuple[tuple[str, ...], ...]
     statistics: tuple[Statistic, ...]
     contractions: tuple[Contraction, ...]
-    lines: dict[str, frozenset[str]]
     unit_count: int
     unused: tuple[str, ...]
     trail: Trail = field(repr=False, compare=False)
@@ -123,6 +122,11 @@ class ChannelGraph:
                 alive[group.units] = False
                 alive[group.units[np.fromiter(keep[group.name], dtype=np.int64)]] = True
         return alive
+
+    def at_line(self, where: str) -> frozenset[str]:
+        """Return the groups that flow through a source line."""
+        units = self.trail.at_line(where)
+        return frozenset(group.name for group in self.groups if np.isin(group.units, units).any())
 
     def pin(self, names: Iterable[str], pin: Pin) -> ChannelGraph:
         """Return the graph with groups, and those linked to them, pinned for one reason."""
@@ -208,7 +212,6 @@ def _form(flow: Flow) -> ChannelGraph:
     statistics = tuple(statistic for statistic in statistics if statistic.units)
     groups = _describe(flow, dims, members, statistics)
     names = [group.name for group in groups]
-    lines = _lines(flow, number, group_of_unit, names)
     order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
     return ChannelGraph(
         groups=tuple(_distinct_names(order)),
@@ -223,7 +226,6 @@ def _form(flow: Flow) -> ChannelGraph:
             )
             for item in flow.contractions
         ),
-        lines=lines,
         unit_count=len(used),
         unused=_untouched([flow.record]),
         trail=Trail(flow.record, flow.trail, atoms, number),
@@ -363,20 +365,6 @@ def _unlisted(flow: Flow, dims: Mapping[Dim, Ids]) -> list[Dim]:
         for key, name in flow.record.tensors.items()
         if name not in listed and len(flow.labels.get(key, ())) > 1
     ]
-
-
-def _lines(flow: Flow, number: Ids, group_of: Ids, names: list[str]) -> dict[str, frozenset[str]]:
-    """Return which groups flow through every source line."""
-    lines = {}
-    for where, labels in flow.seen_at.items():
-        units: set[int] = set()
-        for label in labels:
-            found = flow.atoms.resolve(label)
-            if found is not None:
-                ids = number[found]
-                units.update(np.unique(group_of[ids[ids >= 0]]).tolist())
-        lines[where] = frozenset(names[index] for index in units)
-    return lines
 
 
 def _position(flow: Flow, group: Group) -> tuple[int, str]:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Ids = NDArray[np.int64]
 Label = Ids | None
@@ -118,7 +116,11 @@ class Atoms:
         differ = a != b
         if not differ.any():
             return
-        nodes, index = np.unique(np.concatenate([a[differ], b[differ]]), return_inverse=True)
+        a, b = a[differ], b[differ]
+        nodes, index = np.unique(np.concatenate([a, b]), return_inverse=True)
+        if len(nodes) == 2 * len(a):  # nothing occurs twice: pairs, as where new atoms meet a label
+            self._pair(np.minimum(a, b), np.maximum(a, b))
+            return
         half = len(index) // 2
         count, component = _components(len(nodes), index[:half], index[half:])
         root = np.full(count, np.iinfo(np.int64).max)
@@ -131,6 +133,15 @@ class Atoms:
                 self._reasons.setdefault(int(root[component[position]]), reason)
         self._parent[nodes] = root[component]
         self._pinned[root] |= pinned
+
+    def _pair(self, root: Ids, other: Ids) -> None:
+        """Merge every atom of `other` into that of `root`."""
+        for position in np.flatnonzero(self._pinned[other]).tolist():
+            reason = self._reasons.get(int(other[position]))
+            if reason is not None:
+                self._reasons.setdefault(int(root[position]), reason)
+        self._parent[other] = root
+        self._pinned[root] |= self._pinned[other]
 
     def join(self, a: Label, b: Label, pin: Pin) -> None:
         """Make two labels of the same dimension hold the same atoms at every position.
@@ -262,10 +273,25 @@ class Atoms:
                 self.pin(label, pin)
 
 
-def _components(size: int, left: Ids, right: Ids) -> tuple[int, NDArray[np.int32]]:
-    graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(size, size))
-    count, component = connected_components(graph, directed=False)
-    return int(count), component
+def _components(size: int, left: Ids, right: Ids) -> tuple[int, Ids]:
+    """Return the number of connected components of a graph and the component of every node.
+
+    Labels sink along edges, and along the labels themselves, until they rest: a few passes over the arrays, where a
+    sparse graph would take longer to build than to walk.
+    """
+    lowest = np.arange(size, dtype=np.int64)
+    while True:
+        low = np.minimum(lowest[left], lowest[right])
+        before = lowest.copy()
+        np.minimum.at(lowest, left, low)
+        np.minimum.at(lowest, right, low)
+        np.minimum.at(lowest, before, lowest)  # what a label's own node has learnt, the label learns
+        while not np.array_equal(lowest, lowest[lowest]):
+            lowest = lowest[lowest]
+        if np.array_equal(lowest, before):
+            break
+    roots, component = np.unique(lowest, return_inverse=True)
+    return len(roots), component
 
 
 def _pair_components(row_a: Ids, row_b: Ids) -> tuple[Ids, int]:

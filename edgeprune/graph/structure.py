@@ -63,6 +63,7 @@ def aliases(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         name: nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
         for name, parameter in model.named_parameters()
+        if not nn.parameter.is_lazy(parameter)
     }
 
 

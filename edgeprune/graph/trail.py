@@ -63,6 +63,17 @@ class Trail:
         found = function(call, left)
         return (call.func, found) if isinstance(found, dict) else found
 
+    def at_line(self, where: str) -> Ids:
+        """Return the units of all activations that the calls of one source line take."""
+        found = [np.zeros(0, dtype=np.int64)]
+        for call, (before, _) in zip(self.record.calls, self._steps, strict=True):
+            if call.where == where:
+                flowing = [labels for key, labels in before.items() if key not in self.record.tensors]
+                units = [self.units(label) for labels in flowing for label in labels]
+                found.extend(ids.reshape(-1) for ids in units if ids is not None)
+        ids = np.unique(np.concatenate(found))
+        return ids[ids >= 0]
+
     def units(self, label: Label) -> Ids | None:
         """Return the unit numbers of a label, shape (layers, size), -1 for none; None when nothing of it can go."""
         if label is None:
