@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeprune.compact.recurrent import GATES, LSTMWithIdleUnit, add_idle_unit_
 from edgeprune.graph.groups import Dim
 
 
@@ -75,6 +76,20 @@ def _prelu(module: Any) -> None:
     module.num_parameters = module.weight.shape[0]
 
 
+def _recurrent(module: Any) -> None:
+    if module.proj_size:
+        module.proj_size, hidden = module.weight_hr_l0.shape
+        if module.proj_size == hidden:
+            add_idle_unit_(module)
+    module.hidden_size = module.weight_hh_l0.shape[0] // GATES[module.mode] - isinstance(module, LSTMWithIdleUnit)
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.flatten_parameters()
+
+
+def _recurrent_cell(module: Any) -> None:
+    module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+
+
 _REPAIRS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
     (nn.modules.conv._ConvNd, _conv),
     (nn.Linear, _linear),
@@ -83,6 +98,8 @@ _REPAIRS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
     ((nn.Embedding, nn.EmbeddingBag), _embedding),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )
 
 

@@ -81,6 +81,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._index = 0
         self._alive: dict[int, torch.Tensor] = dict(known)
         self._from_inputs = {id(tensor) for tensor in inputs}
+        self._batch_sizes: set[int] = set()
         self._alive.update({id(tensor): tensor for tensor in inputs})
 
     def __torch_dispatch__(
@@ -103,7 +104,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
         for tensor in inputs + outputs:
             self._alive[id(tensor)] = tensor
-        if depends:
+        if name == "_pack_padded_sequence":
+            self._batch_sizes.add(id(outputs[1]))
+        if depends and not self._counts_sequences(name, args):
             self._from_inputs.update(id(tensor) for tensor in outputs)
         base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         self.calls.append(
@@ -120,6 +123,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         self._index += base not in UNNUMBERED
         return result
+
+    def _counts_sequences(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Say whether a call picks the first batch size of packed sequences: their number, a shape and no data."""
+        return name == "select" and id(args[0]) in self._batch_sizes and tuple(args[1:]) == (0, 0)
 
 
 def record(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Record:
