@@ -139,18 +139,47 @@ def written_out(model: Around, x: torch.Tensor, gone: dict[str, list[int]]) -> l
     return results
 
 
-def _layers(form: Form, w: dict[str, torch.Tensor], y: Any, h0: Any, c0: Any) -> tuple[torch.Tensor, ...]:
+class Stepwise(nn.Module):
+    """A recurrent module of torch run step by step, with removed units zeroed after every step; no weight is touched.
+
+    Args:
+        hidden: Which hidden units stay, `out` which positions of the output of each direction.
+    """
+
+    def __init__(self, rnn: Any, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.hidden, self.out = hidden, out
+        self.form = Form(
+            kind=rnn.mode.lower(), layers=rnn.num_layers, bidirectional=rnn.bidirectional, projected=rnn.proj_size,
+            hidden=rnn.hidden_size,
+        )  # fmt: skip
+
+    def forward(self, x, states=None):
+        weights = dict(self.named_parameters())
+        given = () if states is None else states if self.form.kind == "lstm" else (states,)
+        x = x.transpose(0, 1) if self.rnn.batch_first else x
+        keeps = self.hidden.to(x.dtype), self.out.to(x.dtype)
+        y, h, c = _layers(self.form, weights, x, *[*given, None, None][:2], keeps=keeps)
+        y = y.transpose(0, 1) if self.rnn.batch_first else y
+        return y, (h, c) if self.form.kind == "lstm" else h
+
+
+def _layers(
+    form: Form, w: dict[str, torch.Tensor], y: Any, h0: Any, c0: Any, keeps: tuple[Any, Any] = (1, 1)
+) -> tuple[torch.Tensor, ...]:
     n, last_h, last_c = y.shape[1], [], []
     for layer in range(form.layers):
         found = []
         for direction in range(form.directions):
             suffix = f"l{layer}" + "_reverse" * direction
             index = layer * form.directions + direction
-            h = y.new_zeros(n, form.out) if h0 is None else h0[index]
+            h = y.new_zeros(n, form.out) if h0 is None else h0[index] * keeps[1]
             c = y.new_zeros(n, form.hidden) if c0 is None else c0[index]
             steps = []
             for x in y.flip(0) if direction else y:
-                h, c = _step(form.kind, x, h, c, w, suffix)
+                h, c = _step(form.kind, x, h, c, w, suffix, keeps[0])
+                h = h * keeps[1]
                 steps.append(h)
             found.append(torch.stack(steps[::-1] if direction else steps))
             last_h.append(h)
@@ -160,14 +189,14 @@ def _layers(form: Form, w: dict[str, torch.Tensor], y: Any, h0: Any, c0: Any) ->
 
 
 def _step(
-    kind: str, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, w: dict[str, torch.Tensor], suffix: str
+    kind: str, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, w: dict[str, torch.Tensor], suffix: str, keep: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     a = x @ w[f"rnn.weight_ih_{suffix}"].T + w.get(f"rnn.bias_ih_{suffix}", 0)
     b = h @ w[f"rnn.weight_hh_{suffix}"].T + w.get(f"rnn.bias_hh_{suffix}", 0)
     if kind == "lstm":
         i, f, g, o = (a + b).chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
+        h = o.sigmoid() * c.tanh() * keep
         return (h @ w[f"rnn.weight_hr_{suffix}"].T if f"rnn.weight_hr_{suffix}" in w else h), c
     if kind == "gru":
         (ar, az, an), (br, bz, bn) = a.chunk(3, -1), b.chunk(3, -1)

@@ -116,7 +116,7 @@ class LayeredRecurrent(nn.Module):
     def flatten_parameters(self) -> None:
         """Let every layer lay its weights out for faster kernels, as the fused module's method does."""
         for layer in [*self.layers, *self.reverse_layers]:
-            layer.flatten_parameters()  # type: ignore[operator]
+            layer.flatten_parameters()
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         """Return the output and the final states of all layers.

@@ -1,4 +1,4 @@
-"""Recurrent networks: fused and stepwise, in both directions, projected, packed, with attention, and written by hand."""
+"""Recurrent networks: fused and stepwise, in both directions, projected, packed, with attention, written by hand."""
 
 from __future__ import annotations
 
