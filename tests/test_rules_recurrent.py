@@ -309,27 +309,6 @@ def test_sequence_lengths_that_are_data_can_be_packed_but_not_read() -> None:
         trace(Called(nn.GRU(6, 8, batch_first=True), read), (torch.randn(2, 5, 3),))
 
 
-def test_a_projection_as_wide_as_the_hidden_size_gets_an_idle_unit() -> None:
-    """torch tells a projection by its other width, so equal widths cannot run; one unit of zeros changes nothing."""
-    form = Form(layers=2, bidirectional=True, hidden=6, projected=3, states="learned", reads_cell=True)
-    model, inputs = network(form)
-    graph = analyse(model, inputs)
-    named = {group.producer: group.name for group in graph.free}
-    hidden, projected = named["rnn.weight_hr_l0", 1], named["rnn.weight_hr_l0", 0]
-    small = compact(model, graph, {hidden: (0, 2), projected: (1, 2)}, inputs).model
-    assert (small.rnn.proj_size, small.rnn.hidden_size) == (2, 2)
-    assert small.rnn.weight_hh_l1_reverse.shape == (12, 2)
-    assert small.c0.shape[-1] == 2
-    assert not small.rnn.weight_hr_l0[:, 2].any()
-    sum(output.square().sum() for output in small(*inputs)).backward()
-    torch.optim.SGD(small.parameters(), lr=0.1).step()
-    assert not small.rnn.weight_hr_l0[:, 2].any()
-    again = analyse(small, inputs)
-    assert {group.size for group in again.free if group.name.startswith("rnn")} <= {2}
-    narrow = compact(model, graph, {hidden: (0,)}, inputs).model
-    assert (narrow.rnn.proj_size, narrow.rnn.hidden_size) == (3, 1)
-
-
 def test_one_unit_is_never_removed_and_the_network_still_runs_without_warnings() -> None:
     form = Form(hidden=1, features=1)
     model, inputs = network(form)

@@ -155,7 +155,7 @@ def repair_sizes_(model: nn.Module, before: dict[str, tuple[int, ...]], changed:
     after = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
     count = 0
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.modules") and not _holds_sizes(module):
+        if _is_repaired(module) and not _holds_sizes(module):
             continue
         table = _sizes_below(path, before, after, changed)
         for name, value in list(vars(module).items()):
@@ -183,6 +183,10 @@ def guessed(model: nn.Module, small: nn.Module) -> list[tuple[nn.Module, str, An
 def _whole_numbers(value: Any) -> list[int]:
     items = value if isinstance(value, tuple | list) else [value]
     return [item for item in items if type(item) is int]
+
+
+def _is_repaired(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules") or isinstance(module, LSTMWithIdleUnit)
 
 
 def _holds_sizes(module: nn.Module) -> bool:
