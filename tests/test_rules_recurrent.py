@@ -256,12 +256,13 @@ def test_a_group_is_as_wide_as_the_hidden_size() -> None:
     assert graph.prunable_share == 1
 
 
-def test_time_is_pinned_and_the_batch_is_not_tied() -> None:
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_time_is_pinned_and_the_batch_is_not_tied(batch_first: bool) -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.x = nn.Parameter(torch.randn(4, 5, 3))
-            self.rnn = nn.GRU(3, 6)
+            self.rnn = nn.GRU(3, 6, batch_first=batch_first)
 
         def forward(self, unused):
             return self.rnn(self.x)[0].sum((1, 2))
@@ -270,9 +271,8 @@ def test_time_is_pinned_and_the_batch_is_not_tied() -> None:
     flow = Flow(captured)
     flow.propagate()
     key = next(key for key, name in captured.tensors.items() if name == "x")
-    time, batch, features = (flow.atoms.resolve(label) for label in flow.labels[key])
-    assert time is None
-    assert batch is not None
+    first, second, features = (flow.atoms.resolve(label) for label in flow.labels[key])
+    assert (first is None, second is None) == (not batch_first, batch_first)
     assert features is not None
 
 
