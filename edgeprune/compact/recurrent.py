@@ -131,7 +131,7 @@ class LayeredRecurrent(nn.Module):
         packed = isinstance(input, PackedSequence)
         if packed and self.reverse_layers:
             raise ModelError(
-                "packed sequences cannot run through directions that are apart; use directions=False of split_recurrent",
+                "packed sequences cannot run through directions that are apart: split with directions=False",
                 fix="split_recurrent(model, directions=False)",
             )
         time = 1 if self.batch_first and not packed and input.dim() == 3 else 0
