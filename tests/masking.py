@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeprune.graph.structure import output_tensors
+from tests.recurrent_case import Stepwise
 
 Masks = Mapping[tuple[str, int], NDArray[np.bool_]]
 
@@ -34,6 +36,8 @@ def output_mask(module: nn.Module, masks: dict[str, NDArray[np.bool_]]) -> tuple
         return None if mask is None else (mask, 1 - module.weight.dim())
     if isinstance(module, nn.Linear | nn.LayerNorm):
         return (masks["weight.0"], -1) if "weight.0" in masks else None
+    if isinstance(module, nn.RNNCellBase):
+        return (masks["weight_hh.1"], -1) if "weight_hh.1" in masks else None
     if isinstance(module, nn.Embedding):
         return (masks["weight.1"], -1) if "weight.1" in masks else None
     if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
@@ -50,23 +54,35 @@ def masked_by_hooks(model: nn.Module, names: Mapping[str, tuple[str, ...]], mask
     """
     masked = copy.deepcopy(model).eval()
     by_name = {(alias, dim): mask for (name, dim), mask in masks.items() for alias in names[name]}
-    for path, module in masked.named_modules(remove_duplicate=True):
+    for path, module in list(masked.named_modules(remove_duplicate=True)):
         prefix = f"{path}." if path else ""
         own = {
             f"{name.removeprefix(prefix)}.{dim}": mask
             for (name, dim), mask in by_name.items()
             if name.startswith(prefix) and "." not in name.removeprefix(prefix)
         }
+        if isinstance(module, nn.RNNBase):
+            masked.set_submodule(path, stepwise(module, own))
         found = output_mask(module, own)
         if found is not None:
             module.register_forward_hook(zeroing(*found))
     return masked
 
 
+def stepwise(module: Any, masks: dict[str, NDArray[np.bool_]]) -> nn.Module:
+    """Return a recurrent module whose removed hidden and projected units are zeroed after every step."""
+    whole = np.ones(module.hidden_size, dtype=bool), np.ones(module.proj_size or module.hidden_size, dtype=bool)
+    out = masks.get("weight_hh_l0.1", whole[1])
+    hidden = masks.get("weight_hr_l0.1", whole[0]) if module.proj_size else out
+    return Stepwise(module, torch.from_numpy(hidden), torch.from_numpy(out))
+
+
 def zeroing(mask: NDArray[np.bool_], dim: int):
     keep = torch.from_numpy(mask)
 
-    def hook(module: nn.Module, args: object, result: torch.Tensor) -> torch.Tensor:
+    def hook(module: nn.Module, args: object, result: Any) -> Any:
+        if isinstance(result, tuple):  # the states of a recurrent cell
+            return tuple(hook(module, args, state) for state in result)
         shape = [1] * result.dim()
         shape[dim] = len(keep)
         return result * keep.reshape(shape).to(result.dtype)

@@ -179,7 +179,7 @@ def test_weights_that_never_make_channels_are_listed_with_their_reason() -> None
     pinned = {group.name: group.pinned for group in graph_of(model, 2, 4).groups if group.pinned}
     assert pinned["b.parametrizations.weight"] == "torch._weight_norm is not understood"
     lstm = graph_of(Net(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 8, 2, batch_first=True)), 2, 3, 4)
-    assert [(group.name, group.pinned) for group in lstm.groups] == [("rnn", "torch.lstm is not understood")]
+    assert [(group.name, group.pinned) for group in lstm.groups] == [("rnn", "model output")]
 
 
 def test_statistics_over_channels_are_marked() -> None:

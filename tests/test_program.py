@@ -26,6 +26,7 @@ from tests.zoo import NETWORKS
 from tests.zoo.awkward_blocks import AWKWARD
 
 PRUNABLE = NETWORKS | AWKWARD
+ONE_BATCH = {"gru_packed"}  # makes its lengths outside of torch
 ROWS = (torch.randn(3, 6, generator=torch.Generator().manual_seed(0)),)
 IMAGES = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
@@ -71,6 +72,8 @@ def test_every_network_as_calls(name: str) -> None:
     graph = analyse(model, inputs)
     small = captured(model, inputs, graph)
     other = other_inputs(inputs)
+    if name in ONE_BATCH:
+        other = tuple(tensor[:-1] for tensor in other)
     masked = masked_copy(model, graph.masks(halves(graph))).double()
     expected = reference_outputs(masked, graph, halves(graph), other)
     with torch.no_grad():
@@ -83,18 +86,20 @@ def test_every_network_as_calls(name: str) -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_random_networks_at_random_units_as_calls(data: st.DataObject) -> None:
-    torch.manual_seed(data.draw(st.integers(0, 9999)))
-    model, inputs = random_network(data.draw)
-    graph = analyse(model, inputs)
-    keep = {
-        group.name: tuple(sorted(data.draw(st.sets(st.integers(0, group.size - 1), min_size=1))))
-        for group in graph.free
-        if not group.overlaps
-    }
+@given(seed=st.integers(0, 9999), data=st.data())
+def test_random_networks_at_random_units_as_calls(seed: int, data: st.DataObject) -> None:
+    model, inputs = random_network(seed), (torch.randn(2, 3, 4, 4).double(),)
+    graph = trace(model, inputs)
+    keep = {}
+    for group in graph.free:
+        together = next((linked for linked in graph.links if group.name in linked), (group.name,))
+        if together[0] in keep:
+            keep[group.name] = keep[together[0]]
+        elif not set(group.overlaps) & set(keep):
+            units = data.draw(st.sets(st.integers(0, group.size - 1), min_size=1))
+            keep[group.name] = tuple(sorted(units))
     if keep:
-        assert compact(model, graph, keep, inputs, "graph").check.passed
+        assert compact(model, graph, keep, inputs, "graph").check.max_rel < 1e-9
 
 
 BATCHED: dict[str, Callable[..., Any]] = {
@@ -237,4 +242,4 @@ def test_a_module_that_uses_tensors_from_around_it_cannot_be_captured() -> None:
     recorded = record(model, ROWS)
     steps = [(call.func, call.args) for call in recorded.calls]
     with pytest.raises(Uncapturable, match="comes neither from its arguments nor from itself"):
-        capture(model.inner, recorded, steps, recorded.spans[0], None, "Inner")
+        capture(model.inner, recorded, steps, recorded.spans[1], None, "Inner")

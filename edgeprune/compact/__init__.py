@@ -2,6 +2,7 @@
 
 from edgeprune.compact.outputs import Compacted
 from edgeprune.compact.plans import apply, rebuild
+from edgeprune.compact.recurrent import split_recurrent
 from edgeprune.compact.rehearse import analyse
 
-__all__ = ["Compacted", "analyse", "apply", "rebuild"]
+__all__ = ["Compacted", "analyse", "apply", "rebuild", "split_recurrent"]

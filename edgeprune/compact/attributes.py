@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeprune.compact.recurrent import GATES, LSTMWithIdleUnit, add_idle_unit_
 from edgeprune.graph.groups import Dim
 from edgeprune.graph.structure import named_tensors
 
@@ -76,6 +77,20 @@ def _prelu(module: Any) -> None:
     module.num_parameters = module.weight.shape[0]
 
 
+def _recurrent(module: Any) -> None:
+    if module.proj_size:
+        module.proj_size, hidden = module.weight_hr_l0.shape
+        if module.proj_size == hidden:
+            add_idle_unit_(module)
+    module.hidden_size = module.weight_hh_l0.shape[0] // GATES[module.mode] - isinstance(module, LSTMWithIdleUnit)
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.flatten_parameters()
+
+
+def _recurrent_cell(module: Any) -> None:
+    module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+
+
 _REPAIRS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
     (nn.modules.conv._ConvNd, _conv),
     (nn.Linear, _linear),
@@ -84,6 +99,8 @@ _REPAIRS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
     ((nn.Embedding, nn.EmbeddingBag), _embedding),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )
 
 
@@ -139,7 +156,7 @@ def repair_sizes_(model: nn.Module, before: dict[str, tuple[int, ...]], changed:
     after = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     count = 0
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.modules") and not _holds_sizes(module):
+        if _is_repaired(module) and not _holds_sizes(module):
             continue
         table = _sizes_below(path, before, after, changed)
         for name, value in list(vars(module).items()):
@@ -167,6 +184,10 @@ def guessed(model: nn.Module, small: nn.Module) -> list[tuple[nn.Module, str, An
 def _whole_numbers(value: Any) -> list[int]:
     items = value if isinstance(value, tuple | list) else [value]
     return [item for item in items if type(item) is int]
+
+
+def _is_repaired(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules") or isinstance(module, LSTMWithIdleUnit)
 
 
 def _holds_sizes(module: nn.Module) -> bool:

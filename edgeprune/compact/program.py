@@ -41,6 +41,13 @@ _MODES = {
 }
 
 
+# Calls that make tensors out of nothing: their type and device are those of the network, wherever it is moved.
+_FACTORIES = frozenset({
+    "zeros", "ones", "full", "empty", "arange", "linspace", "logspace", "eye", "rand", "randn", "randint", "randperm",
+    "scalar_tensor", "tril_indices", "triu_indices", "new_zeros", "new_ones", "new_full", "new_empty",
+})  # fmt: skip
+
+
 class Uncapturable(ModelError):
     """The calls of a module do not say all that it does."""
 
@@ -246,6 +253,8 @@ class _Builder:
             name: self._value(value, call.args.get(name, value), theirs.get(name, value))
             for name, value in arguments.items()
         }
+        if call.name in _FACTORIES:
+            values.update(self._placed(arguments))
         mode = _MODES.get(call.name)
         if mode is not None and values.get(mode) is False:
             values[mode] = training
@@ -257,6 +266,18 @@ class _Builder:
             for position, ref in enumerate(call.result):
                 if isinstance(ref, Ref):
                     self._nodes[ref.id] = self.graph.call_function(operator.getitem, (node, position))
+
+    def _placed(self, arguments: Mapping[str, Any]) -> dict[str, fx.Node]:
+        """Return the type and device that a factory was given as those of the first floating tensor at hand."""
+        lead = _lead([*self.own, *(leaf.id for leaf in self.span.args if isinstance(leaf, Ref))], self.record)
+        if lead is None:
+            return {}
+        found = {}
+        dtype = self.record.dtypes[lead]
+        for name in ("dtype", "device"):
+            if arguments.get(name) is not None and (name == "device" or arguments[name] == dtype):
+                found[name] = self.graph.call_function(getattr, (self._node(Ref(lead, ())), name))
+        return found
 
     def _value(self, new: Any, old: Any, other: Any) -> Any:
         """Return an argument as the graph holds it; numbers that follow the batch become expressions."""
@@ -302,7 +323,10 @@ class _Builder:
         if ref.id in self.own:
             node = self._placeholder(self.own[ref.id])
         elif ref.id in self.record.constants:
-            node = self._constant(self.record.constants[ref.id])
+            tensor = self.record.constants[ref.id]
+            if self.other is not None and not _same_constants(self.record, self.other):
+                raise Uncapturable("it makes tensors of another size for another batch outside of torch")
+            node = self._constant(tensor)
         else:
             raise Uncapturable("it uses a tensor that comes neither from its arguments nor from itself")
         self._nodes[ref.id] = node
@@ -320,6 +344,17 @@ class _Builder:
             self._last_input = self.graph.placeholder(f"t{len(self.names)}_{readable}")
         self.names.append(name)
         return self._last_input
+
+
+def _lead(keys: Sequence[int], record: Record) -> int | None:
+    """Return the first floating parameter, buffer or input."""
+    return next((key for key in keys if key in record.dtypes and record.dtypes[key].is_floating_point), None)
+
+
+def _same_constants(first: Record, second: Record) -> bool:
+    return [tuple(tensor.shape) for tensor in first.constants.values()] == [
+        tuple(tensor.shape) for tensor in second.constants.values()
+    ]
 
 
 def same_calls(first: Record, second: Record) -> bool:
@@ -358,6 +393,9 @@ def replay(
         last.update(kept)
     last.update({ref.id: len(record.calls) for ref in record.outputs})
 
+    lead = _lead([*record.tensors, *(ref.id for ref in record.inputs)], record)
+    written, given = (record.dtypes[lead], values[lead].dtype) if lead is not None else (None, None)
+
     def value(argument: Any) -> Any:
         if isinstance(argument, Ref):
             return values[argument.id]
@@ -369,6 +407,8 @@ def replay(
         if watch is not None:
             watch(0, values)
         for index, (call, (func, arguments)) in enumerate(zip(record.calls, steps, strict=True)):
+            if written != given and call.name in _FACTORIES and arguments.get("dtype") == written:
+                arguments = {**arguments, "dtype": given}
             try:
                 found = func(*_positional(func, arguments, value), **_named(func, arguments, value))
             except (RuntimeError, ValueError, IndexError, TypeError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
+from edgeprune.compact.eager import eager
 from edgeprune.compact.outputs import Output, compact
 from edgeprune.compact.program import replay
 from edgeprune.compact.slice import sliced
@@ -99,10 +100,25 @@ def _attempt(
             if output == "eager":
                 compact(model, graph, keep, inputs, output)
             else:
-                _replayed(Reference(model, graph, keep, inputs))
+                _either(Reference(model, graph, keep, inputs))
         except EdgePruneError as error:
             return error
     return None
+
+
+def _either(reference: Reference) -> None:
+    """Check that the recorded calls come out right, or else the user's own module.
+
+    Raises:
+        EdgePruneError: Neither does; what is wrong with the calls.
+    """
+    try:
+        _replayed(reference)
+    except EdgePruneError as error:
+        try:
+            eager(reference)
+        except EdgePruneError:
+            raise error from None
 
 
 def _every_second(unit: int) -> bool:

@@ -97,6 +97,7 @@ class Record:
 
     `constants` are the tensors that are neither: plain attributes of modules and tensors made outside of torch.
     `spans` are the runs of all modules in the order in which they ended; the last one is the network's own.
+    `dtypes` are those of parameters, buffers and inputs.
     """
 
     calls: tuple[Call, ...]
@@ -107,6 +108,7 @@ class Record:
     outputs: tuple[Ref, ...]
     constants: dict[int, torch.Tensor]
     spans: tuple[Span, ...]
+    dtypes: dict[int, torch.dtype]
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -126,6 +128,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._identity: dict[int, int] = {key: next(_IDENTITIES) for key in self._alive}
         # By storage: writing data into a view makes the whole tensor depend on it.
         self._from_inputs = {_storage(tensor) for tensor in inputs}
+        self._batch_sizes: set[int] = set()
+        self._counts: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -133,7 +137,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[-1]
         inputs = _tensors((args, kwargs))
-        depends = any(_storage(tensor) in self._from_inputs for tensor in inputs)
+        depends = any(_storage(tensor) in self._from_inputs and id(tensor) not in self._counts for tensor in inputs)
         where = source_line()
         if name in _READS and depends:
             self.refusal = TraceError(
@@ -157,7 +161,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bound = self.refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
         result = func(*args, **kwargs)
         outputs = _tensors(result)
-        if depends:
+        if name == "_pack_padded_sequence":
+            self._batch_sizes.add(id(outputs[1]))
+        if self._counts_sequences(name, args):
+            self._counts.add(id(result))
+        elif depends:
             self._from_inputs.update(_storage(tensor) for tensor in outputs)
         self.calls.append(
             Call(
@@ -175,6 +183,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         self._index += base not in UNNUMBERED
         return result
+
+    def _counts_sequences(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Say whether a call picks the first batch size of packed sequences: their number, a shape and no data."""
+        return name == "select" and id(args[0]) in self._batch_sizes and tuple(args[1:]) == (0, 0)
 
     def refer(self, value: Any) -> Any:
         """Replace tensors by references, in any nesting of lists, tuples and dicts."""
@@ -255,6 +267,7 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, training: bool
         outputs=tuple(recorder.refer(tensor) for tensor in returned),
         constants=recorder.constants,
         spans=tuple(recorder.spans),
+        dtypes={recorder.refer(tensor).id: tensor.dtype for tensor in (*known.values(), *inputs)},
     )
 
 

@@ -143,9 +143,10 @@ class Flow:
             self.activations.add(ref.id)
         if record is not self.record:
             known = {name: key for key, name in self.record.tensors.items()}
-            for key, name in record.tensors.items():
-                self.labels[key] = self.of(Ref(known[name], self.record.shapes[name]))
             self._names.update(record.tensors)
+            for key in {ref.id for call in record.calls for ref in refs(call.args)} & set(record.tensors):
+                name = record.tensors[key]
+                self.labels[key] = self.of(Ref(known[name], self.record.shapes[name]))
 
     def _follow(self, call: Call) -> None:
         if any(ref.id in self.activations for ref in refs(call.args)):
