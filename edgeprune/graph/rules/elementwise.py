@@ -16,6 +16,12 @@ from edgeprune.graph.labels import Label
     "lerp", "addcmul", "addcdiv", "maximum", "minimum", "pow", "square", "true_divide", "divide", "multiply",
     "subtract", "float_power", "rsub", "fill", "zero", "floor_divide", "__and__", "__or__", "__xor__", "isclose",
     "polar", "complex", "exponential", "cauchy", "log_normal", "geometric",
+    "abs", "copysign", "eq", "ge", "gt", "le", "lt", "ne", "gcd", "lcm", "heaviside", "threshold",
+    "absolute", "negative", "fix", "greater", "greater_equal", "less", "less_equal", "not_equal", "isreal",
+    "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "special_digamma", "special_erf",
+    "special_erfc", "special_erfinv", "special_exp2", "special_expit", "special_expm1", "special_gammaln",
+    "special_i0", "special_log1p", "special_logit", "special_ndtr", "special_psi", "special_round", "special_sinc",
+    "special_xlogy",
 )  # fmt: skip
 def pointwise(flow: Flow, call: Call) -> None:
     """Dimensions that broadcast together are one; a size of 1 that is stretched says nothing."""
