@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from tests.zoo import classics, dense_outputs, interfaces, layers, mobile, modern, refusals, wiring
+from tests.zoo import attention, classics, dense_outputs, interfaces, layers, mobile, modern, refusals, wiring
 from tests.zoo.entry import NETWORKS, UNPRUNABLE, UNTRACEABLE, Entry
 
 __all__ = [
     "NETWORKS", "UNPRUNABLE", "UNTRACEABLE", "Entry",
-    "classics", "dense_outputs", "interfaces", "layers", "mobile", "modern", "refusals", "wiring",
+    "attention", "classics", "dense_outputs", "interfaces", "layers", "mobile", "modern", "refusals", "wiring",
 ]  # fmt: skip
