@@ -238,3 +238,62 @@ def test_a_forward_that_is_not_repeatable_is_refused() -> None:
     graph = trace(model, (X,))
     with pytest.raises(VerificationError, match="called exp where it called mean before"):
         reference_outputs(masked_copy(model, graph.masks({"a": KEPT})), graph, {"a": KEPT}, (X,))
+
+
+class WeightOfItsOwn(nn.Module):
+    """Two convolutions whose weights are computed before they are used; the second reads what the first makes."""
+
+    def __init__(self, made: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(8, 6, 1))
+        self.second = nn.Parameter(torch.randn(3, 8, 1))
+        self.made = made
+
+    def forward(self, x):
+        return run_with(self.made, self.first, self.second, x)
+
+
+def run_with(made: Callable[[torch.Tensor], torch.Tensor], first: Any, second: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.conv1d(torch.sigmoid(F.conv1d(x[..., None], made(first))), made(second))[..., 0]
+
+
+MADE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "standardised": lambda w: (w - w.mean((1, 2), keepdim=True)) / (w.var((1, 2), keepdim=True) + 1e-5).sqrt(),
+    "weight_norm": lambda w: torch._weight_norm(w, w.new_full((len(w), 1, 1), 2.0), 0),
+    "normalised": lambda w: w / (w.norm(dim=(1, 2), keepdim=True) + 0.1),
+    "not_zero_at_zero": lambda w: torch.sigmoid(w),
+    "var_mean": lambda w: w - torch.var_mean(w, (1, 2), keepdim=True)[1],
+}
+
+
+@pytest.mark.parametrize("name", sorted(MADE))
+def test_a_weight_that_is_computed_is_that_of_the_kept_channels(name: str) -> None:
+    model = WeightOfItsOwn(MADE[name]).double().eval()
+    graph = trace(model, (X,))
+    (group,) = graph.free
+    keep = {group.name: KEPT}
+    (found,) = reference_outputs(masked_copy(model, graph.masks(keep)), graph, keep, (X,))
+    with torch.no_grad():
+        expected = run_with(MADE[name], model.first[list(KEPT)], model.second[:, list(KEPT)], X)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_weight_norm_as_a_parametrization() -> None:
+    weight_norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.Sigmoid(), weight_norm(nn.Linear(8, 2))).double().eval()
+    graph = trace(model, (X,))
+    (group,) = graph.free
+    keep = {group.name: KEPT}
+    (found,) = reference_outputs(masked_copy(model, graph.masks(keep)), graph, keep, (X,))
+    with torch.no_grad():
+        rows = model[2].parametrizations.weight.original1[:, list(KEPT)]
+        last = rows / rows.norm(dim=1, keepdim=True) * model[2].parametrizations.weight.original0
+        hidden = torch.sigmoid(F.linear(X, model[0].weight, model[0].bias))[:, list(KEPT)]
+        torch.testing.assert_close(found, F.linear(hidden, last, model[2].bias), rtol=1e-12, atol=1e-12)
+
+
+def test_indices_of_a_maximum_that_are_used_pin_its_dimension() -> None:
+    model = Net(lambda m, h: h.max(1)[0] + h.max(1)[1]).double().eval()
+    (group,) = trace(model, (X,)).groups
+    assert "the indices of torch.max count its positions" in str(group.pinned)
+    assert trace(Net(lambda m, h: h.max(1)[0] + h.min(1).values).double().eval(), (X,)).free
