@@ -75,6 +75,7 @@ STATISTICS: dict[str, Callable[..., torch.Tensor]] = {
     "std_mean": lambda m, h: torch.cat(torch.std_mean(h, 1, correction=0)),
     "var_of_all": lambda m, h: h.var(),
     "logsumexp": lambda m, h: (-h).logsumexp(1),
+    "special": lambda m, h: torch.special.logsumexp(h, 1) + (torch.special.log_softmax(h, 1) * h).sum(1),
     "prod": lambda m, h: h.prod(1),
     "prod_of_all": lambda m, h: h.prod(),
     "nansum": lambda m, h: h.nansum(1) + h.nanmean(1),

@@ -320,6 +320,13 @@ def test_channels_pass_operators_on_other_dimensions(name: str) -> None:
         assert compact(model, graph, {group.name: keep}, inputs).check.max_rel < 1e-9
 
 
+def test_a_mask_that_is_computed_from_channels_pins_them() -> None:
+    model = Net(lambda m, h: F.pad(h[0][:, m.table[0] > -9.0], (0, 8))[None, :, :8]).double().eval()
+    pinned = {tensor for group in trace(model, (torch.randn(2, 4, 6).double(),)).groups if group.pinned
+              for tensor in group.tensors}  # fmt: skip
+    assert {"a.weight", "table"} <= pinned
+
+
 TOUCHING: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "index_select": lambda m, h: h.index_select(2, torch.arange(8)),
     "index": lambda m, h: h[..., list(range(8))],

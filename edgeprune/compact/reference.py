@@ -95,13 +95,15 @@ class _MaskedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 # What a removed position must hold so that it does not matter to the sum over all.
-_NEUTRAL = {"softmax": -math.inf, "log_softmax": -math.inf, "_softmax": -math.inf, "_log_softmax": -math.inf}
+_NEUTRAL = dict.fromkeys(
+    ("softmax", "log_softmax", "_softmax", "_log_softmax", "special_softmax", "special_log_softmax"), -math.inf
+)
 
 # Reductions: nothing of the reduced dimensions is left, so they may run over the kept positions alone.
 _PICKED = frozenset({
     "mean", "sum", "nansum", "nanmean", "amax", "amin", "max", "min", "linalg_vector_norm", "linalg_norm",
     "linalg_matrix_norm", "norm", "nuclear_norm", "frobenius_norm", "var", "std", "var_mean", "std_mean", "logsumexp",
-    "prod", "any", "all", "count_nonzero", "aminmax", "median", "nanmedian", "mode", "kthvalue", "cosine_similarity",
+    "special_logsumexp", "prod", "any", "all", "count_nonzero", "aminmax", "median", "nanmedian", "mode", "kthvalue", "cosine_similarity",
     "pairwise_distance", "cdist", "_euclidean_dist", "dist",
 })  # fmt: skip
 

@@ -24,9 +24,10 @@ def _picked(flow: Flow, call: Call, label: Label, index: Ref) -> Label:
     """Return the label of a dimension that a tensor of one dimension picks from another one."""
     values = constant_of(flow, index)
     found = flow.atoms.resolve(label)
-    if values is None or found is None:
+    if values is None or found is None:  # a mask would be no shorter: its positions are those of the source
         flow.pin(label, call, _BY_NUMBER)
-        return flow.of(index)[0]
+        flow.pin(flow.of(index)[0], call, "its values pick positions")
+        return None
     if flow.parameter(index) is not None:
         flow.join(found[:, values], flow.of(index)[0], call)
     return found[:, values]
@@ -71,11 +72,9 @@ def index(flow: Flow, call: Call) -> None:
         labels[axis] = _picked(flow, call, labels[axis], found[axis])
         flow.set(result, labels)
         return
-    for axis in touched:
-        flow.pin(labels[axis], call, _BY_NUMBER)
-    at = touched[0] if _adjacent(touched) else 0
-    rows = [(flow.of(ref), ref.shape) for ref in found.values()]
-    flow.set(result, _replaced(labels, touched, aligned(flow, call, rows, result.shape[at : at + inner])))
+    for label in [*(labels[axis] for axis in touched), *(own for ref in found.values() for own in flow.of(ref))]:
+        flow.pin(label, call, _BY_NUMBER)
+    flow.set(result, _replaced(labels, touched, [None] * inner))
 
 
 def _adjacent(axes: Sequence[int]) -> bool:

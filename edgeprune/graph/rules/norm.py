@@ -64,7 +64,7 @@ def group_norm(flow: Flow, call: Call) -> None:
         flow.set(statistic, [labels[0], blocks])
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "special_softmax", "special_log_softmax")
 def softmax(flow: Flow, call: Call) -> None:
     """The sum over one dimension."""
     x = call.args["self"]
@@ -83,7 +83,7 @@ def weight_norm(flow: Flow, call: Call) -> None:
     if dim % len(labels) < len(g.shape) and g.shape[dim % len(labels)] == v.shape[dim % len(labels)]:
         scale = list(flow.of(g))
         flow.join(labels[dim % len(labels)], scale[dim % len(labels)], call)
-    flow.produced(v, dim % len(labels))
+    flow.produced(v, max(dim, 0))
     flow.mark(call, {("v", axis): label for axis, label in enumerate(labels)})
     for result in refs(call.result):
         flow.set(result, labels if result.shape == v.shape else scale)

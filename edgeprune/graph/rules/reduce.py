@@ -11,7 +11,7 @@ from edgeprune.graph.rules.elementwise import aligned, pointwise
 @rule(
     "mean", "sum", "nansum", "nanmean", "amax", "amin", "linalg_vector_norm", "norm", "frobenius_norm", "var", "std",
     "var_mean", "std_mean", "logsumexp", "prod", "any", "all", "count_nonzero", "aminmax", "linalg_norm",
-    "linalg_matrix_norm", "nuclear_norm",
+    "linalg_matrix_norm", "nuclear_norm", "special_logsumexp",
 )  # fmt: skip
 def reduction(flow: Flow, call: Call) -> None:
     """Dimensions that are reduced away; the rest keep their labels."""
