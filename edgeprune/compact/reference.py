@@ -103,7 +103,8 @@ _NEUTRAL = dict.fromkeys(
 _PICKED = frozenset({
     "mean", "sum", "nansum", "nanmean", "amax", "amin", "max", "min", "linalg_vector_norm", "linalg_norm",
     "linalg_matrix_norm", "norm", "nuclear_norm", "frobenius_norm", "var", "std", "var_mean", "std_mean", "logsumexp",
-    "special_logsumexp", "prod", "any", "all", "count_nonzero", "aminmax", "median", "nanmedian", "mode", "kthvalue", "cosine_similarity",
+    "special_logsumexp", "prod", "any", "all", "count_nonzero", "aminmax", "median", "nanmedian", "mode", "kthvalue",
+    "cosine_similarity",
     "pairwise_distance", "cdist", "_euclidean_dist", "dist",
 })  # fmt: skip
 
