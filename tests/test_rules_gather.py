@@ -258,7 +258,7 @@ def test_labels_move_as_values_do(name: str, caplog: pytest.LogCaptureFixture) -
 
 def test_a_known_index_moves_the_labels_that_it_picks(monkeypatch: pytest.MonkeyPatch) -> None:
     order = torch.tensor([2, 0, 1, 0])
-    monkeypatch.setattr(rules, "constant_of", lambda flow, ref: order.numpy())
+    monkeypatch.setattr(rules, "constant_of", lambda flow, call, ref: order.numpy())
     assert check_moves((3, 2), lambda x: x.index_select(0, order))
     assert check_moves((2, 3), lambda x: x[:, order])
 

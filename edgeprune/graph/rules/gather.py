@@ -12,7 +12,7 @@ from edgeprune.graph.rules.elementwise import aligned
 _BY_NUMBER = "its positions are picked by number"
 
 
-def constant_of(flow: Flow, ref: Ref) -> Ids | None:
+def constant_of(flow: Flow, call: Call, ref: Ref) -> Ids | None:
     """Return the values of a tensor of whole numbers that does not depend on the inputs, where they are known.
 
     A record holds no values, so none are known; a dimension that is picked by number stays whole then.
@@ -22,7 +22,7 @@ def constant_of(flow: Flow, ref: Ref) -> Ids | None:
 
 def _picked(flow: Flow, call: Call, label: Label, index: Ref) -> Label:
     """Return the label of a dimension that a tensor of one dimension picks from another one."""
-    values = constant_of(flow, index)
+    values = constant_of(flow, call, index)
     found = flow.atoms.resolve(label)
     if values is None or found is None:  # a mask would be no shorter: its positions are those of the source
         flow.pin(label, call, _BY_NUMBER)
