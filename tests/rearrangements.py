@@ -376,7 +376,7 @@ ODD: dict[str, Operator] = {
     "take": lambda x: x.take(torch.tensor([0])),
     "gather": lambda x: x.gather(0, torch.zeros_like(x, dtype=torch.long)),
     "atleast": lambda x: torch.atleast_3d(torch.atleast_2d(x)),
-    "diagonal": lambda x: x.diag() if x.dim() < 3 else x.diagonal(),
+    "diagonal": lambda x: x.diagonal() if x.dim() > 1 else (x + 1).diag() - 1,
     "unfold": lambda x: x.unfold(0, 1, 1),
     "as_strided": lambda x: x.as_strided((x.numel(),), (1,)),
     "dtype": lambda x: x.view(torch.int64).view(torch.float64),
@@ -386,7 +386,7 @@ ODD: dict[str, Operator] = {
     "rot90": lambda x: x.rot90() if x.dim() > 1 else x.flip(0),
     "sort": lambda x: x.sort(0)[0],
     "topk": lambda x: x.topk(1, 0)[0],
-    "meshgrid": lambda x: torch.meshgrid(x.flatten(), x.flatten(), indexing="ij")[0],
+    "meshgrid": lambda x: torch.meshgrid(x.flatten(), torch.zeros(2, dtype=x.dtype), indexing="ij")[0],
     "index_put": lambda x: x.clone().index_put_((torch.tensor([0]),), torch.tensor(-1.0, dtype=x.dtype)),
 }
 

@@ -150,7 +150,7 @@ def test_unit_numbers_read_as_channels() -> None:
 REASONS: dict[str, tuple[Callable[..., Any], str]] = {
     "output": (lambda m, x: m.a(x), "model output"),
     "topk": (lambda m, x: m.b(m.a(x).topk(8, 1)[0]), "torch.topk runs over this dimension"),
-    "unknown": (lambda m, x: m.b(torch.roll(m.a(x), 1, 1)), "torch.roll is not understood"),
+    "unknown": (lambda m, x: m.b(torch.linalg.pinv(m.a(x)).mT), "torch.linalg_pinv is not understood"),
     "position": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, 3:4], "one position of it is cut off"),
     "select": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, 3, None], "one position of it is picked by number"),
     "unbind": (lambda m, x: m.b(torch.stack(m.a(x).unbind(1), 1)), "unbind takes its positions apart"),
@@ -174,10 +174,10 @@ def test_a_pinned_group_says_why_and_where(name: str) -> None:
 
 
 def test_weights_that_never_make_channels_are_listed_with_their_reason() -> None:
-    parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    parametrised = nn.utils.parametrizations.orthogonal(nn.Linear(8, 8))
     model = Net(lambda m, x: m.c(m.b(F.relu(m.a(x)))), a=nn.Linear(4, 8), b=parametrised, c=nn.Linear(8, 2))
     pinned = {group.name: group.pinned for group in graph_of(model, 2, 4).groups if group.pinned}
-    assert pinned["b.parametrizations.weight"] == "torch._weight_norm is not understood"
+    assert "torch.tril compares its positions" in pinned["b.parametrizations.weight"]
     lstm = graph_of(Net(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 8, 2, batch_first=True)), 2, 3, 4)
     assert [(group.name, group.pinned) for group in lstm.groups] == [("rnn", "model output")]
 
@@ -249,3 +249,20 @@ def test_source_lines_know_the_groups_that_pass() -> None:
 def test_parts_that_the_forward_does_not_touch_are_unused() -> None:
     model = Net(lambda m, x: m.b(m.a(x)), a=nn.Linear(4, 8), b=nn.Linear(8, 2), aux=nn.Linear(8, 2))
     assert graph_of(model, 2, 4).unused == ("aux.weight", "aux.bias")
+
+
+def test_parts_of_a_parameter_that_only_other_inputs_read_are_pinned() -> None:
+    """A table of positions is cut to the length at hand: its other rows are for longer inputs."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.table = nn.Parameter(torch.randn(10, 8))
+
+        def forward(self, x):
+            return self.b(F.relu(self.a(x) + self.table[: x.shape[1]]))
+
+    graph = graph_of(Positions(), 2, 6, 4)
+    assert [(group.name, group.size) for group in graph.free] == [("a", 8)]
+    assert ("table", 0) not in graph.dims

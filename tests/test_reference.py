@@ -32,6 +32,11 @@ class Net(nn.Module):
         return self.operator(self, torch.sigmoid(self.a(x)) + 0.5)
 
 
+def x3(h: torch.Tensor) -> torch.Tensor:
+    """Return values for three keys, whatever the channels."""
+    return torch.arange(6, dtype=h.dtype).reshape(1, 3, 2)
+
+
 STATISTICS: dict[str, Callable[..., torch.Tensor]] = {
     "mean": lambda m, h: h.mean(1),
     "mean_of_all": lambda m, h: h.mean(),
@@ -59,6 +64,55 @@ STATISTICS: dict[str, Callable[..., torch.Tensor]] = {
     "group_norm_of_all": lambda m, h: F.group_norm(h, 1).abs().sum(1),
     "normalize": lambda m, h: F.normalize(h, dim=1).sum(1),
     "detached": lambda m, h: (h - h.detach().mean(1, keepdim=True)).square().sum(1),
+    "vector_norm_inf": lambda m, h: torch.linalg.vector_norm(h, ord=float("inf"), dim=1),
+    "vector_norm_of_least": lambda m, h: torch.linalg.vector_norm(h, ord=-float("inf"), dim=1),
+    "vector_norm1": lambda m, h: torch.linalg.vector_norm(h, 1, 1),
+    "linalg_norm": lambda m, h: torch.linalg.norm(h, dim=1),
+    "matrix_norm": lambda m, h: torch.linalg.matrix_norm(h) + torch.linalg.matrix_norm(h, ord=-1, dim=(1, 0)),
+    "nuclear_norm": lambda m, h: torch.linalg.matrix_norm(h, ord="nuc"),
+    "norm_of_all": lambda m, h: h.norm() + torch.norm(h, p=3),
+    "var_mean": lambda m, h: torch.cat(torch.var_mean(h, 1)),
+    "std_mean": lambda m, h: torch.cat(torch.std_mean(h, 1, correction=0)),
+    "var_of_all": lambda m, h: h.var(),
+    "logsumexp": lambda m, h: (-h).logsumexp(1),
+    "special": lambda m, h: torch.special.logsumexp(h, 1) + (torch.special.log_softmax(h, 1) * h).sum(1),
+    "prod": lambda m, h: h.prod(1),
+    "prod_of_all": lambda m, h: h.prod(),
+    "nansum": lambda m, h: h.nansum(1) + h.nanmean(1),
+    "aminmax": lambda m, h: torch.cat(torch.aminmax(h, dim=1)),
+    "median": lambda m, h: h.median(1)[0] + h.median(),
+    "mode": lambda m, h: h.mode(1)[0],
+    "kthvalue": lambda m, h: h.kthvalue(2, 1)[0],
+    "count_nonzero": lambda m, h: (h > 0.9).count_nonzero(1) + (h > 1).count_nonzero(1).exp(),
+    "all": lambda m, h: (h[..., None] > torch.linspace(0.8, 1.4, 50)).all(1).sum(-1).double(),
+    "any": lambda m, h: (h[..., None] > torch.linspace(0.8, 1.4, 50)).any(1).sum(-1).double(),
+    "max_keepdim": lambda m, h: h.max(1, keepdim=True)[0] * 2,
+    "cosine_similarity": lambda m, h: F.cosine_similarity(h, h.square(), 1),
+    "cosine_similarity_of_pairs": lambda m, h: F.cosine_similarity(h[:, None], h[None].square(), -1),
+    "pairwise_distance": lambda m, h: F.pairwise_distance(h, h.square()) + F.pairwise_distance(h, -h, 1, keepdim=True),
+    "cdist": lambda m, h: torch.cdist(h, h.square()) + torch.cdist(h, -h, p=1),
+    "dist": lambda m, h: torch.dist(h, h.square()),
+    "softmin": lambda m, h: (F.softmin(h, 1) * h).sum(1),
+    "softmax_of_all_heads": lambda m, h: (h[:, :, None].expand(-1, -1, 3).softmax(1) * h[..., None]).sum(1),
+    "grn": lambda m, h: (h * (h.norm(dim=0) / h.norm(dim=0).mean(-1, keepdim=True))).sum(1),
+    "centred_cosine": lambda m, h: F.normalize(h - h.mean(1, keepdim=True), dim=1).abs().sum(1),
+    "native_layer_norm": lambda m, h: sum(
+        part.square().sum(1) for part in torch.native_layer_norm(h, h.shape[1:], None, None, 1e-5)
+    ),
+    "native_group_norm": lambda m, h: sum(
+        part.square().sum(1)
+        for part in torch.native_group_norm(h[..., None], None, None, len(h), h.shape[1], 1, 1, 1e-5)
+    ),
+    "renorm": lambda m, h: h.renorm(2, 0, 0.1).sum(1),
+    "weight_of_data": lambda m, h: F.linear(h, h.square()),
+    "kernel_of_data": lambda m, h: F.conv1d(h[..., None], h[..., None])[..., 0],
+    "inner": lambda m, h: torch.inner(h, h.square()) + torch.linalg.vecdot(h, h),
+    "vdot": lambda m, h: torch.vdot(h[0], h[1]) + torch.dot(h[0], h[2]),
+    "tensordot": lambda m, h: torch.tensordot(h, h.square(), ([1], [1])),
+    "einsum": lambda m, h: torch.einsum("bc,dc->bd", h, h.square()) + torch.einsum("b...->b", h),
+    "einsum_of_three": lambda m, h: torch.einsum("bc, dc, ec -> bde", h, h, h.square()),
+    "baddbmm": lambda m, h: torch.baddbmm(h.new_ones(1, 1, 1), h[:, None], h[..., None])[:, 0],
+    "attention": lambda m, h: F.scaled_dot_product_attention(h[None], h[None].square(), x3(h), scale=0.3)[0],
     "by_hand": lambda m, h: ((h - h.mean(1, keepdim=True)) / h.std(1, keepdim=True)).abs().sum(1),
 }
 
@@ -185,3 +239,62 @@ def test_a_forward_that_is_not_repeatable_is_refused() -> None:
     graph = trace(model, (X,))
     with pytest.raises(VerificationError, match="called exp where it called mean before"):
         reference_outputs(masked_copy(model, graph.masks({"a": KEPT})), graph, {"a": KEPT}, (X,))
+
+
+class WeightOfItsOwn(nn.Module):
+    """Two convolutions whose weights are computed before they are used; the second reads what the first makes."""
+
+    def __init__(self, made: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(8, 6, 1))
+        self.second = nn.Parameter(torch.randn(3, 8, 1))
+        self.made = made
+
+    def forward(self, x):
+        return run_with(self.made, self.first, self.second, x)
+
+
+def run_with(made: Callable[[torch.Tensor], torch.Tensor], first: Any, second: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.conv1d(torch.sigmoid(F.conv1d(x[..., None], made(first))), made(second))[..., 0]
+
+
+MADE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "standardised": lambda w: (w - w.mean((1, 2), keepdim=True)) / (w.var((1, 2), keepdim=True) + 1e-5).sqrt(),
+    "weight_norm": lambda w: torch._weight_norm(w, w.new_full((len(w), 1, 1), 2.0), 0),
+    "normalised": lambda w: w / (w.norm(dim=(1, 2), keepdim=True) + 0.1),
+    "not_zero_at_zero": lambda w: torch.sigmoid(w),
+    "var_mean": lambda w: w - torch.var_mean(w, (1, 2), keepdim=True)[1],
+}
+
+
+@pytest.mark.parametrize("name", sorted(MADE))
+def test_a_weight_that_is_computed_is_that_of_the_kept_channels(name: str) -> None:
+    model = WeightOfItsOwn(MADE[name]).double().eval()
+    graph = trace(model, (X,))
+    (group,) = graph.free
+    keep = {group.name: KEPT}
+    (found,) = reference_outputs(masked_copy(model, graph.masks(keep)), graph, keep, (X,))
+    with torch.no_grad():
+        expected = run_with(MADE[name], model.first[list(KEPT)], model.second[:, list(KEPT)], X)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_weight_norm_as_a_parametrization() -> None:
+    weight_norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.Sigmoid(), weight_norm(nn.Linear(8, 2))).double().eval()
+    graph = trace(model, (X,))
+    (group,) = graph.free
+    keep = {group.name: KEPT}
+    (found,) = reference_outputs(masked_copy(model, graph.masks(keep)), graph, keep, (X,))
+    with torch.no_grad():
+        rows = model[2].parametrizations.weight.original1[:, list(KEPT)]
+        last = rows / rows.norm(dim=1, keepdim=True) * model[2].parametrizations.weight.original0
+        hidden = torch.sigmoid(F.linear(X, model[0].weight, model[0].bias))[:, list(KEPT)]
+        torch.testing.assert_close(found, F.linear(hidden, last, model[2].bias), rtol=1e-12, atol=1e-12)
+
+
+def test_indices_of_a_maximum_that_are_used_pin_its_dimension() -> None:
+    model = Net(lambda m, h: h.max(1)[0] + h.max(1)[1]).double().eval()
+    (group,) = trace(model, (X,)).groups
+    assert "the indices of torch.max count its positions" in str(group.pinned)
+    assert trace(Net(lambda m, h: h.max(1)[0] + h.min(1).values).double().eval(), (X,)).free

@@ -20,7 +20,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import ModelError
-from edgeprune.graph.capture import Record, Ref, Span
+from edgeprune.graph.capture import Call, Record, Ref, Span
 from edgeprune.graph.flow import refs
 from edgeprune.graph.structure import output_tensors
 
@@ -253,7 +253,7 @@ class _Builder:
             name: self._value(value, call.args.get(name, value), theirs.get(name, value))
             for name, value in arguments.items()
         }
-        if call.name in _FACTORIES:
+        if _makes_floats(call):
             values.update(self._placed(arguments))
         mode = _MODES.get(call.name)
         if mode is not None and values.get(mode) is False:
@@ -346,6 +346,15 @@ class _Builder:
         return self._last_input
 
 
+def _makes_floats(call: Call) -> bool:
+    """Tell whether a call names the type that floats have anyway: code that says `dtype=x.dtype`."""
+    if call.name in _FACTORIES:
+        return True
+    source = next((ref.dtype for ref in refs(call.args)), None)
+    made = call.name in ("to", "_to_copy") or call.name.endswith("_like")
+    return made and source is not None and (not source.is_floating_point or source == call.args.get("dtype"))
+
+
 def _lead(keys: Sequence[int], record: Record) -> int | None:
     """Return the first floating parameter, buffer or input."""
     return next((key for key in keys if key in record.dtypes and record.dtypes[key].is_floating_point), None)
@@ -407,7 +416,7 @@ def replay(
         if watch is not None:
             watch(0, values)
         for index, (call, (func, arguments)) in enumerate(zip(record.calls, steps, strict=True)):
-            if written != given and call.name in _FACTORIES and arguments.get("dtype") == written:
+            if written != given and arguments.get("dtype") == written and _makes_floats(call):
                 arguments = {**arguments, "dtype": given}
             try:
                 found = func(*_positional(func, arguments, value), **_named(func, arguments, value))

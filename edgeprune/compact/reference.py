@@ -89,25 +89,56 @@ class _MaskedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 fix="take randomness and data-dependent choices out of forward",
             )
         bound = bind(func, args, kwargs)
+        if name in _PICKED:
+            return _recall(func, _pick(bound, masks))
         for argument in {argument for argument, _ in masks}:
-            bound[argument] = _blank(bound[argument], argument, masks, _NEUTRAL.get(name, 0.0))
+            found = _blank(_argument(bound, argument), argument, masks, _NEUTRAL.get(name, 0.0))
+            bound = _with_argument(bound, argument, found)
         if name in _MASKED:
             mine = {axis: mask for (_, axis), mask in masks.items()}
             return _MASKED[name](func, bound, mine)
         return _recall(func, bound)
 
 
-# What a removed position must hold so that it does not matter to the reduction.
-_NEUTRAL = {
-    "softmax": -math.inf,
-    "log_softmax": -math.inf,
-    "_softmax": -math.inf,
-    "_log_softmax": -math.inf,
-    "amax": -math.inf,
-    "max": -math.inf,
-    "amin": math.inf,
-    "min": math.inf,
-}
+# What a removed position must hold so that it does not matter to the sum over all.
+_NEUTRAL = dict.fromkeys(
+    ("softmax", "log_softmax", "_softmax", "_log_softmax", "special_softmax", "special_log_softmax"), -math.inf
+)
+
+# Reductions: nothing of the reduced dimensions is left, so they may run over the kept positions alone.
+_PICKED = frozenset({
+    "mean", "sum", "nansum", "nanmean", "amax", "amin", "max", "min", "linalg_vector_norm", "linalg_norm",
+    "linalg_matrix_norm", "norm", "nuclear_norm", "frobenius_norm", "var", "std", "var_mean", "std_mean", "logsumexp",
+    "special_logsumexp", "prod", "any", "all", "count_nonzero", "aminmax", "median", "nanmedian", "mode", "kthvalue",
+    "cosine_similarity",
+    "pairwise_distance", "cdist", "_euclidean_dist", "dist",
+})  # fmt: skip
+
+
+def _pick(bound: dict[str, Any], masks: Masks) -> dict[str, Any]:
+    """Return the arguments with removed positions left out."""
+    for (argument, axis), mask in masks.items():
+        tensor = _argument(bound, argument)
+        index = torch.from_numpy(np.flatnonzero(mask)).to(tensor.device)
+        bound = _with_argument(bound, argument, tensor.index_select(axis, index))
+    return bound
+
+
+def _argument(bound: Mapping[str, Any], name: str) -> torch.Tensor:
+    """Return a tensor by its name; `tensors.1` is the second one of a list."""
+    head, _, number = name.partition(".")
+    found: torch.Tensor = bound[head][int(number)] if number else bound[head]
+    return found
+
+
+def _with_argument(bound: Mapping[str, Any], name: str, tensor: torch.Tensor) -> dict[str, Any]:
+    """Return the arguments with one tensor replaced."""
+    head, _, number = name.partition(".")
+    if not number:
+        return {**bound, head: tensor}
+    replaced = list(bound[head])
+    replaced[int(number)] = tensor
+    return {**bound, head: replaced}
 
 
 def _recall(func: Any, bound: dict[str, Any]) -> Any:
@@ -132,45 +163,45 @@ def _keep(tensor: torch.Tensor, masks: Mapping[int, NDArray[np.bool_]]) -> torch
     return keep
 
 
-def _masked_mean(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
-    share = math.prod(float(mask.mean()) for mask in masks.values())
-    result: torch.Tensor = _recall(func, bound)
-    return result / share
-
-
-def _masked_spread(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
-    """var and std over kept positions: pick them, then reduce."""
-    tensor = bound["self"]
-    for axis, mask in masks.items():
-        tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
-    return _recall(func, {**bound, "self": tensor})  # type: ignore[no-any-return]
-
-
-def _masked_layer_norm(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
+def _masked_layer_norm(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> Any:
     x, shape = bound["input"], bound["normalized_shape"]
     axes = tuple(range(x.dim() - len(shape), x.dim()))
     keep = _keep(x, masks)
     share = math.prod(float(mask.mean()) for mask in masks.values())
-    centred = x
+    centred, mean = x, torch.zeros_like(x)
     if "rms" not in func._schema.name:
         mean = x.mean(dim=axes, keepdim=True) / share
         centred = torch.where(keep, x - mean, torch.zeros_like(x))
     variance = centred.square().mean(dim=axes, keepdim=True) / share
     epsilon = bound.get("eps")
     epsilon = torch.finfo(x.dtype).eps if epsilon is None else epsilon
-    return _affine(centred * torch.rsqrt(variance + epsilon), bound, [1] * (x.dim() - len(shape)) + list(shape))
+    scale = torch.rsqrt(variance + epsilon)
+    normal = _affine(centred * scale, bound, [1] * (x.dim() - len(shape)) + list(shape))
+    if "native" in func._schema.name:
+        return normal, mean, scale
+    return (normal, scale) if "fused" in func._schema.name else normal
 
 
-def _masked_group_norm(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
-    x, groups = bound["input"], bound["num_groups"]
+def _masked_group_norm(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> Any:
+    x, groups = bound["input"], bound["num_groups" if "num_groups" in bound else "group"]
     keep = _keep(x, masks).expand(x.shape).to(x.dtype)
     blocks = x.reshape(x.shape[0], groups, -1)
     inside = keep.reshape(blocks.shape)
     count = inside.sum(-1, keepdim=True).clamp(min=1)
-    centred = (blocks - (blocks * inside).sum(-1, keepdim=True) / count) * inside
-    variance = centred.square().sum(-1, keepdim=True) / count
-    normal = (centred * torch.rsqrt(variance + bound["eps"])).reshape(x.shape)
-    return _affine(normal, bound, [1, x.shape[1]] + [1] * (x.dim() - 2))
+    mean = (blocks * inside).sum(-1, keepdim=True) / count
+    centred = (blocks - mean) * inside
+    scale = torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + bound["eps"])
+    normal = _affine((centred * scale).reshape(x.shape), bound, [1, x.shape[1]] + [1] * (x.dim() - 2))
+    return (normal, mean[..., 0], scale[..., 0]) if "native" in func._schema.name else normal
+
+
+def _masked_weight_norm(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> Any:
+    """Rows that are removed have no length to divide by: they stay zero."""
+    v, dim = bound["v"], bound["dim"]
+    length = torch.norm_except_dim(v, 2, dim)
+    length = torch.where(length == 0, torch.ones_like(length), length)
+    weight = v * (bound["g"] / length)
+    return (weight, length) if "interface" in func._schema.name else weight
 
 
 def _affine(normal: torch.Tensor, bound: dict[str, Any], shape: list[int]) -> torch.Tensor:
@@ -182,10 +213,12 @@ def _affine(normal: torch.Tensor, bound: dict[str, Any], shape: list[int]) -> to
 
 
 _MASKED: dict[str, Callable[..., Any]] = {
-    "mean": _masked_mean,
-    "var": _masked_spread,
-    "std": _masked_spread,
     "layer_norm": _masked_layer_norm,
+    "native_layer_norm": _masked_layer_norm,
     "rms_norm": _masked_layer_norm,
+    "_fused_rms_norm": _masked_layer_norm,
     "group_norm": _masked_group_norm,
+    "native_group_norm": _masked_group_norm,
+    "_weight_norm": _masked_weight_norm,
+    "_weight_norm_interface": _masked_weight_norm,
 }

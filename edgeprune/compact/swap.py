@@ -40,36 +40,33 @@ def swap(
         return None
     for guess in (False, True):
         trial = repaired(reference, guess_sizes=guess)
-        if trial is None:
-            continue
-        small = trial
-        names = _swap_until_right_(small, reference, steps, other, expected)
-        if names is None:
-            continue
-        try:
-            check = reference.check(small)
-            if reference.graph.unused:
-                check_training(reference.model, small, reference.inputs)
-        except EdgePruneError:
-            continue
-        return small, check, names
+        found = None if trial is None else _until_right(trial, reference, steps, other, expected)
+        if found is not None:
+            return found
     return None
 
 
-def _swap_until_right_(
+def _until_right(
     small: nn.Module,
     reference: Reference,
     steps: Sequence[Step],
     other: Record | None,
     expected: Sequence[list[Trace]],
-) -> tuple[str, ...] | None:
+) -> tuple[nn.Module, Check, tuple[str, ...]] | None:
+    """Capture one module after the other, in place, until the network passes; None when only all of it does."""
     recorded = reference.graph.trail.record
     once = {path: span for path, span in _by_path(recorded.spans).items() if span is not None}
     done: list[str] = []
     while True:
         culprit = _first_wrong(small, reference.inputs, recorded.spans, expected, done)
         if culprit is None:
-            return tuple(done)
+            try:
+                check = reference.check(small)
+                if reference.graph.unused:
+                    check_training(reference.model, small, reference.inputs)
+                return small, check, tuple(done)
+            except EdgePruneError:  # something around a captured module looks into it
+                culprit = done[-1] if done else ""
         while culprit and (culprit not in once or _is_leaf(reference.model.get_submodule(culprit)) or culprit in done):
             culprit = culprit.rpartition(".")[0]
         if not culprit:

@@ -12,7 +12,6 @@ from torch import nn
 from edgeprune.compact.reference import masked_copy, reference_outputs
 from edgeprune.errors import EdgePruneError, ModelError, VerificationError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import attention_in_parts
 from edgeprune.graph.structure import double_copy, output_tensors, shared_copy
 from edgeprune.values import Check
 from edgeprune.workload import user_line
@@ -120,7 +119,7 @@ def run_(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """Run a network itself, which may leave things behind in it, and return as `run` does."""
     own = tuple(tensor.clone() for tensor in inputs)
     try:
-        with torch.inference_mode(), attention_in_parts():
+        with torch.inference_mode():
             return output_tensors(model(*own))
     except Exception as error:
         raise ModelError(

@@ -47,6 +47,7 @@ class Ref:
 
     id: int
     shape: tuple[int, ...]
+    dtype: torch.dtype | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +196,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if key not in self._identity:
                 self._identity[key] = next(_IDENTITIES)
                 self._alive[key] = value
-            return Ref(self._identity[key], tuple(value.shape))
+            return Ref(self._identity[key], tuple(value.shape), value.dtype)
         if isinstance(value, dict):
             return {key: self.refer(item) for key, item in value.items()}
         if isinstance(value, tuple | list):

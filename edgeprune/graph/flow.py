@@ -110,6 +110,9 @@ class Flow:
         self.record = record
         self.others = tuple(others)
         self._main = True
+        self._where: str | None = None
+        self._picked_from: list[Ids] = []
+        self._picked: list[Ids] = []
         self._names = dict(record.tensors)
         self.atoms = Atoms()
         self.labels: dict[int, list[Label]] = {}
@@ -151,6 +154,7 @@ class Flow:
     def _follow(self, call: Call) -> None:
         if any(ref.id in self.activations for ref in refs(call.args)):
             self.activations.update(ref.id for ref in refs(call.result))
+        self._where = call.where
         function = RULES.get(call.name) or (RULES["pointwise"] if call.pointwise else None)
         if function is None:
             self.give_up(call)
@@ -170,6 +174,20 @@ class Flow:
                 for label in self.of(ref):
                     self.atoms.pin(label, Pin(reason="model output", where=made_at.get(ref.id)))
 
+    def pin_unread(self) -> None:
+        """Pin what was left over where a part of a parameter was picked: other inputs may read it."""
+        if self._picked_from:
+            whole = np.unique(np.concatenate([ids.reshape(-1) for ids in self._picked_from]))
+            read = np.unique(np.concatenate([ids.reshape(-1) for ids in self._picked]))
+            left = np.setdiff1d(whole, read)
+            self.atoms.pin(left[left != 0], Pin(reason="nothing reads it on the example inputs"))
+
+    def picked(self, source: Ref, label: Label, part: Label) -> None:
+        """Say that a part of a dimension was picked; of a parameter, the rest may be for other inputs."""
+        if source.id not in self.activations and label is not None and part is not None:
+            self._picked_from.append(label)
+            self._picked.append(part)
+
     def of(self, ref: Ref) -> list[Label]:
         """Return the labels of a tensor, one per dimension; parameters get fresh atoms at first sight."""
         if ref.id not in self.labels:
@@ -178,9 +196,12 @@ class Flow:
         return self.labels[ref.id]
 
     def set(self, ref: Ref, labels: Sequence[Label]) -> None:
-        """Give a result its labels, one per dimension; dimensions of size 1 are fixed."""
+        """Give a result its labels, one per dimension. Dimensions of size 1 are fixed: what is left of them stays."""
         if len(labels) != len(ref.shape):
             raise ValueError(f"{len(labels)} labels for a tensor of shape {ref.shape}")
+        for label, size in zip(labels, ref.shape, strict=True):
+            if size == 1 and label is not None and label.shape[1] == 1:
+                self.atoms.pin(label, Pin(reason="one position of it is picked", where=self._where))
         self.labels[ref.id] = [label if size > 1 else None for label, size in zip(labels, ref.shape, strict=True)]
 
     def parameter(self, ref: Ref) -> str | None:

@@ -158,6 +158,7 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
     flow = Flow(first, _training(model, inputs) if _untouched([first]) else ())
     flow.propagate()
     flow.pin_outputs()
+    flow.pin_unread()
     return _form(flow)
 
 

@@ -6,10 +6,22 @@
 
 from __future__ import annotations
 
-from tests.zoo import classics, dense_outputs, interfaces, layers, mobile, modern, recurrent, refusals, wiring
+from tests.zoo import (
+    attention,
+    classics,
+    dense_outputs,
+    interfaces,
+    layers,
+    mobile,
+    modern,
+    recurrent,
+    refusals,
+    wiring,
+)
 from tests.zoo.entry import NETWORKS, UNPRUNABLE, UNTRACEABLE, Entry
 
 __all__ = [
     "NETWORKS", "UNPRUNABLE", "UNTRACEABLE", "Entry",
-    "classics", "dense_outputs", "interfaces", "layers", "mobile", "modern", "recurrent", "refusals", "wiring",
+    "attention", "classics", "dense_outputs", "interfaces", "layers", "mobile", "modern", "recurrent", "refusals",
+    "wiring",
 ]  # fmt: skip

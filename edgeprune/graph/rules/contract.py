@@ -9,7 +9,7 @@ import numpy as np
 from edgeprune.graph.capture import Call, Ref
 from edgeprune.graph.flow import Flow, Widths, resize, rule
 from edgeprune.graph.labels import Label
-from edgeprune.graph.rules.elementwise import broadcast
+from edgeprune.graph.rules.elementwise import aligned, broadcast
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -31,6 +31,8 @@ def convolution(flow: Flow, call: Call) -> None:
     else:
         out = _grouped(flow, call, labels[channel], x.shape[channel], groups, weight, transposed)
     flow.produced(weight, written if groups == 1 or not transposed else read)
+    if not fixed_weight(flow, weight):
+        flow.mark(call, {("input", channel): labels[channel]})
     if isinstance(bias, Ref):
         flow.join(out, flow.of(bias)[0], call)
     positions = x if transposed else call.result
@@ -94,6 +96,8 @@ def linear(flow: Flow, call: Call) -> None:
         flow.join(out, flow.of(bias)[0], call)
     if len(weight.shape) == 2:
         flow.produced(weight, 0)
+    if not fixed_weight(flow, weight):
+        flow.mark(call, {("input", len(labels) - 1): labels[-1]})
     macs = int(np.prod(weight.shape)) * int(np.prod(x.shape[:-1]))
     flow.contracted(flow.parameter(weight), macs, [*flow.of(weight), *labels[:-1]])
     flow.set(call.result, [*labels[:-1], out][: len(call.result.shape)])
@@ -102,22 +106,33 @@ def linear(flow: Flow, call: Call) -> None:
 @rule("addmm")
 def addmm(flow: Flow, call: Call) -> None:
     """bias + a @ b."""
-    _product(flow, call, call.args["mat1"], call.args["mat2"])
-    flow.set(call.result, broadcast(flow, call, [call.result, call.args["self"]], call.result.shape))
+    labels = _product(flow, call, call.args["mat1"], call.args["mat2"])
+    flow.set(call.result, added(flow, call, labels, call.args["self"]))
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "linalg_matmul", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(flow: Flow, call: Call) -> None:
     """a (..., n, k) @ b (..., k, m), with vectors as in torch.matmul."""
     other = next(call.args[name] for name in ("other", "mat2", "vec", "tensor") if name in call.args)
-    _product(flow, call, call.args["self"], other)
+    flow.set(call.result, _product(flow, call, call.args["self"], other))
 
 
-def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> None:
+def added(flow: Flow, call: Call, labels: list[Label], term: Ref) -> list[Label]:
+    """Return the labels of a product to which a tensor is added; the sum may be written over that tensor."""
+    shape = call.result.shape
+    return aligned(flow, call, [(labels, shape), (flow.of(term), term.shape)], shape)
+
+
+def fixed_weight(flow: Flow, ref: Ref) -> bool:
+    """Tell whether a tensor is a parameter as it stands, so that its removed positions are zero in the reference."""
+    return flow.parameter(ref) is not None and ref.id not in flow.activations
+
+
+def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> list[Label]:
     left, right = list(flow.of(a)), list(flow.of(b))
     inner_a, inner_b = left[-1], right[-2] if len(right) > 1 else right[0]
     flow.join(inner_a, inner_b, call)
-    if not any(flow.parameter(w) and x.id in flow.activations for w, x in ((a, b), (b, a))):
+    if not any(fixed_weight(flow, w) and x.id in flow.activations for w, x in ((a, b), (b, a))):
         # Of two activations, a removed position may not be zero; of two weights, the sum itself becomes another one.
         mine, other = ("mat1", "mat2") if call.name == "addmm" else ("self", _other_name(call))
         flow.mark(call, {(mine, len(left) - 1): inner_a, (other, max(len(right) - 2, 0)): inner_b})
@@ -135,7 +150,7 @@ def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> None:
     if tail == 2:
         macs = int(np.prod(call.result.shape)) * a.shape[-1]
         flow.contracted(flow.parameter(b) or flow.parameter(a), macs, [*labels, inner_a])
-    flow.set(call.result, labels)
+    return labels
 
 
 def _other_name(call: Call) -> str:

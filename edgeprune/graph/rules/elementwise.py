@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgeprune.graph.capture import Call, Ref
@@ -14,7 +15,14 @@ from edgeprune.graph.labels import Label
     "dropout", "feature_dropout", "native_dropout", "gelu", "softplus", "mish", "log_sigmoid", "rrelu", "hardswish",
     "hardsigmoid", "silu", "softsign", "logsigmoid", "masked_fill", "clamp", "clamp_min", "clamp_max", "clip",
     "lerp", "addcmul", "addcdiv", "maximum", "minimum", "pow", "square", "true_divide", "divide", "multiply",
-    "subtract",     "float_power", "rsub", "fill", "zero",
+    "subtract", "float_power", "rsub", "fill", "zero", "floor_divide", "__and__", "__or__", "__xor__", "isclose",
+    "polar", "complex", "exponential", "cauchy", "log_normal", "geometric",
+    "abs", "copysign", "eq", "ge", "gt", "le", "lt", "ne", "gcd", "lcm", "heaviside", "threshold",
+    "absolute", "negative", "fix", "greater", "greater_equal", "less", "less_equal", "not_equal", "isreal",
+    "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "special_digamma", "special_erf",
+    "special_erfc", "special_erfinv", "special_exp2", "special_expit", "special_expm1", "special_gammaln",
+    "special_i0", "special_log1p", "special_logit", "special_ndtr", "special_psi", "special_round", "special_sinc",
+    "special_xlogy",
 )  # fmt: skip
 def pointwise(flow: Flow, call: Call) -> None:
     """Dimensions that broadcast together are one; a size of 1 that is stretched says nothing."""
@@ -26,7 +34,7 @@ def pointwise(flow: Flow, call: Call) -> None:
 @rule(
     "alias", "clone", "contiguous", "detach", "to", "_to_copy", "type_as", "lift_fresh", "lift_fresh_copy", "positive",
     "float", "double", "half", "bfloat16", "requires_grad", "conj", "resolve_conj", "resolve_neg", "view_as_real_copy",
-    "identity", "data",
+    "identity", "data", "real", "imag",
 )  # fmt: skip
 def same(flow: Flow, call: Call) -> None:
     """The result has the labels of the first tensor."""
@@ -90,15 +98,46 @@ def glu(flow: Flow, call: Call) -> None:
     flow.set(result, labels)
 
 
+@rule("broadcast_tensors")
+def broadcast_tensors(flow: Flow, call: Call) -> None:
+    """Every tensor in the shape that they have together."""
+    pointwise(flow, call)
+
+
+@rule("view_as_real")
+def view_as_real(flow: Flow, call: Call) -> None:
+    """A new last dimension of size 2, real and imaginary part: fixed."""
+    flow.set(call.result, [*flow.of(call.args["self"]), None])
+
+
+@rule("view_as_complex")
+def view_as_complex(flow: Flow, call: Call) -> None:
+    """The last dimension of size 2 becomes one number."""
+    labels = flow.of(call.args["self"])
+    flow.pin(labels[-1], call, "the real and imaginary part stand there")
+    flow.set(call.result, labels[:-1])
+
+
 def broadcast(flow: Flow, call: Call, tensors: list[Ref], shape: tuple[int, ...]) -> list[Label]:
     """Return the labels of a broadcast result, joining the tensors along it."""
+    return aligned(flow, call, [(flow.of(tensor), tensor.shape) for tensor in tensors], shape)
+
+
+def aligned(
+    flow: Flow, call: Call, rows: Sequence[tuple[Sequence[Label], Sequence[int]]], shape: Sequence[int]
+) -> list[Label]:
+    """Return the labels of a broadcast shape, joining rows of labels along it; rows end at the last dimension.
+
+    Args:
+        rows: Labels with the sizes of their dimensions; a size that is stretched says nothing.
+    """
     labels: list[Label] = []
     for position in range(len(shape)):
         back = len(shape) - position
         met = [
-            flow.of(tensor)[len(tensor.shape) - back]
-            for tensor in tensors
-            if len(tensor.shape) >= back and tensor.shape[len(tensor.shape) - back] == shape[position]
+            own[len(sizes) - back]
+            for own, sizes in rows
+            if len(sizes) >= back and sizes[len(sizes) - back] == shape[position]
         ]
         for other in met[1:]:
             flow.join(met[0], other, call)

@@ -92,6 +92,7 @@ def cut(flow: Flow, call: Call) -> None:
             flow.cut(labels[axis], [n for n in (start, stop - start, size - stop) if n > 0], call, equal=False)
         label = flow.atoms.resolve(labels[axis])
         labels[axis] = None if label is None else label[:, start:stop:step]
+        flow.picked(source, label, labels[axis])
     flow.set(result, labels)
 
 
@@ -107,7 +108,7 @@ def cut_widths(call: Call, widths: Widths) -> tuple[Any, dict[str, Any]] | dict[
     number = np.cumsum(kept) - 1
     left = number[wanted[kept[wanted]]]
     if len(left) == 0 or left[-1] - left[0] + 1 == len(left):
-        first = int(kept[:start].sum())
+        first = int(left[0]) if len(left) else 0
         arguments = {"self": source, "dim": axis, "start": first, "end": first + len(left), "step": 1}
         return torch.ops.aten.slice.Tensor, arguments
     return torch.ops.aten.index_select.default, {"self": source, "dim": axis, "index": torch.from_numpy(left)}
@@ -131,6 +132,7 @@ def select(flow: Flow, call: Call) -> None:
     if label is not None:
         picked = label if isinstance(index, Ref) else label[:, index % source.shape[axis]]
         flow.pin(picked, call, "one position of it is picked by number")
+        flow.picked(source, label, picked.reshape(len(label), -1))
     del labels[axis]
     flow.set(call.result, labels)
 

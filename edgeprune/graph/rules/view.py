@@ -208,6 +208,13 @@ def repeat_interleave(flow: Flow, call: Call) -> None:
     flow.set(result, labels)
 
 
+@resize("repeat_interleave")
+def repeated_size(call: Call, widths: Widths) -> dict[str, Any]:
+    if call.args.get("output_size") is None:
+        return call.args
+    return {**call.args, "output_size": widths.shape(call.result)[call.args["dim"] % len(call.result.shape)]}
+
+
 @rule("pixel_shuffle")
 def pixel_shuffle(flow: Flow, call: Call) -> None:
     """Every output channel takes r * r neighbouring input channels."""
