@@ -39,7 +39,7 @@ def run_worker(name: str, tool: str, limit_s: int, empty: Row) -> Row:
     out_of_time = False
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=8 * limit_s, env=environment, check=False
+            command, capture_output=True, text=True, timeout=60 + 8 * limit_s, env=environment, check=False
         )
         output, code, complaint = done.stdout, done.returncode, done.stderr
     except subprocess.TimeoutExpired as error:
@@ -48,7 +48,7 @@ def run_worker(name: str, tool: str, limit_s: int, empty: Row) -> Row:
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{") and line.endswith("}")]
     row: Row = rows[-1] if rows else dict(empty)
     if code != 0:
-        row["timeout"] = out_of_time or code in (-24, -9)  # SIGXCPU: the CPU seconds were used up
+        row["timeout"] = out_of_time or code == -24  # SIGXCPU: the CPU seconds were used up
         last = complaint.strip().splitlines()[-1:] or [f"the process ended with {code}"]
         row["error"] = f"no answer within {limit_s} CPU seconds" if row["timeout"] else last[0][:300]
     return row
