@@ -52,7 +52,7 @@ def test_a_worker_is_a_process_of_its_own_and_its_row_has_every_field():
     assert "exact" in say(row)
 
 
-def test_a_worker_that_uses_up_its_seconds_leaves_what_was_known(tmp_path):
+def test_a_worker_that_uses_up_its_seconds_leaves_what_was_known():
     empty = empty_row(find("own/mixture"), "edgeprune")
     row = run_worker("own/mixture", "edgeprune", 0, empty)
     assert row["timeout"]

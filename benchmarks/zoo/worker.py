@@ -1,15 +1,14 @@
-"""One network through one tool, in a process of its own: prints the row as one JSON line after every stage."""
+"""One network through one tool: the row, and how far it is known after every stage."""
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import resource
-import sys
 import warnings
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,7 +58,9 @@ def empty_row(network: Network, tool: str) -> Row:
         "tool": tool,
         "version": tool_module(tool).version(),
         "versions": {"torch": installed("torch"), LIBRARIES[network.library]: installed(LIBRARIES[network.library])},
-        **dict.fromkeys(("captured", "pruned", "runs", "exact", "silent_wrong", "trains", "timeout"), False),
+        **dict.fromkeys(
+            ("captured", "pruned", "runs", "exact", "silent_wrong", "scale_only", "trains", "timeout"), False
+        ),
         **dict.fromkeys(("independent", "hooked", "max_rel", "effect", "signal", "mode", "macs", "cpu_s", "error")),
         **dict.fromkeys(("reach_params", "peak_mb", "params")),
         "pinned": [],
@@ -118,11 +119,13 @@ def _judge(row: Row, model: nn.Module, small: nn.Module, kept: Any, inputs: tupl
         row["judge"] = _line(error)
         row["exact"] = row["pruned"] and row["tool"] == "edgeprune"  # edgeprune compared it with its own reference
         row["max_rel"] = row.get("own_max_rel")
+        if not row["exact"]:
+            row["error"] = row["error"] or f"not judged: {row['judge']}"
         return
     row["independent"] = verdict.exact
     row["exact"] = row["pruned"] and verdict.exact
     row["max_rel"], row["effect"] = min(verdict.max_rel, 1e9), verdict.effect
-    row["silent_wrong"] = not verdict.exact
+    row["silent_wrong"], row["scale_only"] = not verdict.exact, verdict.scale_only
     row["judge"] = verdict.reason or None
 
 
@@ -217,23 +220,13 @@ def _status_mb(key: str) -> float:
     return 0.0
 
 
-def main() -> int:
-    """Make the row of `NETWORK TOOL LIMIT`; every line on stdout is the row as far as it is known."""
+def work(name: str, tool: str, limit_s: int, sender: Connection) -> None:
+    """Make a row in this process and send it after every stage, as far as it is known."""
     from benchmarks.zoo.networks import find
 
     warnings.simplefilter("ignore")
-    name, tool, limit = sys.argv[1:4]
     torch.set_num_threads(1)
-    out = sys.stdout
-    sys.stdout = sys.stderr  # networks and tools print
-
-    def show(row: Row) -> None:
-        out.write(json.dumps(row) + "\n")
-        out.flush()
-
-    show(make_row(find(name), tool, show, int(limit)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sink = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):  # networks and tools print
+        os.dup2(sink, descriptor)
+    sender.send(make_row(find(name), tool, sender.send, limit_s))
