@@ -74,6 +74,8 @@ def judge(model: nn.Module, small: nn.Module, kept: Kept, inputs: Inputs) -> Ver
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in dense]:
             reason = f"output shapes became {[tuple(tensor.shape) for tensor in found][:4]}"
             return Verdict(exact=False, max_rel=float("inf"), effect=1.0, reason=reason)
+        if any(bool(tensor.isnan().any()) for tensor in dense):
+            raise Undecided("the dense network returns NaN")
         expected = _reference(model, kept, inputs, precision, widths)
         gap = largest_difference(expected, found)
         rescaled = False

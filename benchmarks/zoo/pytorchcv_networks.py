@@ -52,7 +52,6 @@ _TABLE: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("sparsenet121", 64, {}),
     ("peleenet", 64, {}),
     ("hardnet39ds", 64, {}),
-    ("squeezenext23", 64, {}),
     ("sqnxt23_w1", 64, {}),
     ("darts", 64, {}),
     ("ibn_resnet50", 64, {}),
@@ -75,7 +74,6 @@ _TABLE: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("ibppose_coco", 64, {"in_size": (64, 64)}),
     ("centernet_resnet18_voc", 64, {"in_size": (64, 64)}),
     ("octresnet10_ad2", 64, {}),
-    ("res2net50_w14_s8", 64, {}),
     ("dla34", 64, {}),
 )
 
