@@ -25,6 +25,7 @@ from benchmarks.zoo.worker import LIBRARIES, TOOLS, empty_row, missing, tool_mod
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "zoo_engine.jsonl"
 LIMIT_S = 120
+PRELOADED = ("edgeprune.compact", "edgeprune.pruning", "benchmarks.zoo.worker", "benchmarks.zoo.preload")
 Row = dict[str, Any]
 
 
@@ -37,10 +38,10 @@ def read_rows(path: Path) -> list[Row]:
 def run_worker(name: str, tool: str, limit_s: int, empty: Row) -> Row:
     """Make one row in a process of its own; one that dies leaves the row as far as it got.
 
-    The process is forked from a server that has imported torch and edgeprune and done nothing else.
+    The process is forked from a server that has imported torch, edgeprune and the libraries, and done nothing else.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["edgeprune.compact", "edgeprune.pruning", "benchmarks.zoo.worker"])
+    context.set_forkserver_preload(list(PRELOADED))
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(name, tool, limit_s, sender))
     process.start()

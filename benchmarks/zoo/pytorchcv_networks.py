@@ -18,6 +18,9 @@ def _create(name: str, settings: dict[str, Any]) -> nn.Module:
     from pytorchcv.model_provider import get_model
 
     model: nn.Module = get_model(name, pretrained=False, **settings)
+    features = getattr(model, "features", None)
+    if isinstance(getattr(features, "final_pool", None), nn.AvgPool2d):  # of 7 x 7 pixels, for inputs of 224
+        features.final_pool = nn.AdaptiveAvgPool2d(1)
     return model
 
 
@@ -33,7 +36,7 @@ _TABLE: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("polynet", 96, {}),
     ("nasnet_4a1056", 96, {}),
     ("pnasnet5large", 96, {}),
-    ("dpn68", 64, {}),
+    ("dpn68", 224, {}),
     ("sknet50", 64, {}),
     ("bam_resnet18", 64, {}),
     ("cbam_resnet18", 64, {}),
@@ -57,17 +60,16 @@ _TABLE: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("ibn_resnet50", 64, {}),
     ("ibnb_resnet50", 64, {}),
     ("bninception", 64, {}),
-    ("zfnet", 64, {}),
+    ("zfnet", 224, {}),
     ("nin_cifar10", 32, {}),
     ("shakeshakeresnet20_2x16d_cifar10", 32, {}),
-    ("xception", 96, {}),
-    ("ntsnet_cub", 64, {}),
+    ("xception", 299, {}),
     ("lwopenpose2d_mobilenet_cmupan_coco", 64, {}),
     ("pspnet_resnetd50b_voc", 96, {"in_size": (96, 96)}),
     ("deeplabv3_resnetd50b_voc", 96, {"in_size": (96, 96)}),
     ("icnet_resnetd50b_cityscapes", 480, {}),
     ("fastscnn_cityscapes", 64, {"in_size": (64, 64)}),
-    ("sinet_cityscapes", 64, {"in_size": (64, 64)}),
+    ("sinet_cityscapes", 256, {"in_size": (256, 256)}),
     ("bisenet_resnet18_celebamaskhq", 64, {"in_size": (64, 64)}),
     ("alphapose_fastseresnet101b_coco", 64, {}),
     ("simplepose_resnet18_coco", 64, {"in_size": (64, 64)}),

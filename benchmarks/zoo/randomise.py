@@ -42,7 +42,7 @@ def _scatter_norm_(module: nn.Module) -> None:
     if isinstance(module.weight, torch.Tensor):
         module.weight.uniform_(0.5, 1.5)
     if isinstance(getattr(module, "bias", None), torch.Tensor):
-        module.bias.normal_(0, 0.2)  # type: ignore[union-attr, operator]
+        module.bias.normal_(0, 0.2)  # type: ignore[operator]
 
 
 def _scatter_(name: str, parameter: nn.Parameter) -> None:

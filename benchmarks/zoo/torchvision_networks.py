@@ -19,10 +19,11 @@ def declare_operators() -> None:
     """Declare the operators that torchvision asks for on import: its binary part does not load beside a CPU torch."""
     if _operators:
         return
-    _operators.append(torch.library.Library("torchvision", "FRAGMENT"))
+    _operators.append(torch.library.Library("torchvision", "FRAGMENT"))  # type: ignore[no-untyped-call]
     for name in _MISSING:
         if not hasattr(torch.ops.torchvision, name):
-            _operators[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            _operators[0].define(schema)  # type: ignore[no-untyped-call]
 
 
 def _model(name: str, **settings: Any) -> Callable[[], nn.Module]:

@@ -192,8 +192,8 @@ def _step(model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool) ->
     try:
         with torch.enable_grad():
             outputs = output_tensors(model(*(tensor.clone() for tensor in inputs)))
-            loss = sum(tensor.square().sum() for tensor in outputs if tensor.requires_grad)
-            loss.backward()
+            losses = [tensor.square().sum() for tensor in outputs if tensor.requires_grad]
+            torch.stack(losses).sum().backward()
         optimiser.step()
     except Exception:  # noqa: BLE001  the network may fail in any way
         return False
