@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks.zoo.entry import Input
@@ -18,9 +19,12 @@ def _create(name: str, settings: dict[str, Any]) -> nn.Module:
     from pytorchcv.model_provider import get_model
 
     model: nn.Module = get_model(name, pretrained=False, **settings)
-    features = getattr(model, "features", None)
+    features: Any = getattr(model, "features", None)
     if isinstance(getattr(features, "final_pool", None), nn.AvgPool2d):  # of 7 x 7 pixels, for inputs of 224
         features.final_pool = nn.AdaptiveAvgPool2d(1)
+    for name, buffer in model.named_buffers():
+        if name.endswith(".index"):  # CondenseNet reads channels in a learnt order, fresh ones channel 0 throughout
+            buffer.copy_(torch.randperm(len(buffer)))
     return model
 
 

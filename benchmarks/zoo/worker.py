@@ -29,6 +29,7 @@ LIBRARIES = {
     "own": "torch",
 }
 INSTALL = "pip install --no-deps -r benchmarks/zoo/requirements.txt"
+UNSEEN = 1e-7
 Row = dict[str, Any]
 
 
@@ -126,7 +127,10 @@ def _judge(row: Row, model: nn.Module, small: nn.Module, kept: Any, inputs: tupl
             row["error"] = row["error"] or f"not judged: {row['judge']}"
         return
     row["independent"] = verdict.exact
-    row["exact"] = row["pruned"] and verdict.exact
+    seen = verdict.effect > UNSEEN
+    row["exact"] = row["pruned"] and verdict.exact and seen
+    if row["pruned"] and not seen:
+        row["error"] = "not judged: what was removed changes no output"
     row["max_rel"], row["effect"] = min(verdict.max_rel, 1e9), verdict.effect
     row["silent_wrong"], row["scale_only"] = not verdict.exact, verdict.scale_only
     row["judge"] = verdict.reason or None
@@ -193,7 +197,7 @@ def _step(model: nn.Module, inputs: tuple[torch.Tensor, ...], training: bool) ->
         with torch.enable_grad():
             outputs = output_tensors(model(*(tensor.clone() for tensor in inputs)))
             losses = [tensor.square().sum() for tensor in outputs if tensor.requires_grad]
-            torch.stack(losses).sum().backward()
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     except Exception:  # noqa: BLE001  the network may fail in any way
         return False
