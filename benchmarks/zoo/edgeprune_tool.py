@@ -1,0 +1,130 @@
+"""edgeprune's engine on one network: find the groups, plan half of every one, compact, be judged."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import edgeprune
+from benchmarks.zoo.judge import Kept
+
+RATIO = 0.5
+Report = Callable[..., None]
+
+
+def version() -> str:
+    """Return the version and a digest of the package's source: rows of another source are made again."""
+    folder = Path(edgeprune.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return f"{edgeprune.__version__}+{digest.hexdigest()[:12]}"
+
+
+def prune(model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report) -> tuple[nn.Module, Kept, Any]:
+    """Prune half of every free group; return the smaller network, the kept positions and the channel groups.
+
+    Args:
+        report: Takes fields of the row as they become known.
+    """
+    from edgeprune.compact import analyse, apply
+    from edgeprune.config import PruneConfig
+    from edgeprune.pruning import make_plan, score
+
+    seconds = {"trace": 0.0, "verify": 0.0}
+    _time_calls(seconds)
+    started = time.process_time()
+    graph = analyse(model, inputs)
+    analysed = time.process_time()
+    report(captured=True, reach_params=_reach(model, graph), pinned=_pinned(graph), groups_free=len(graph.free))
+    planned = time.process_time()
+    scores = score(model, graph, "l2", inputs=inputs)
+    plan = make_plan(graph, scores, PruneConfig(ratio=RATIO), align=1, model=model, inputs=inputs)
+    applied = time.process_time()
+    compacted = apply(model, plan, inputs, graph)
+    ended = time.process_time()
+    total = (analysed - started) + (ended - planned)
+    spent = {"trace": seconds["trace"], "plan": applied - planned, "verify": seconds["verify"], "total": total}
+    spent["compact"] = total - sum(spent[key] for key in ("trace", "plan", "verify"))
+    report(
+        mode=getattr(compacted, "mode", None),
+        own_max_rel=compacted.check.max_rel,
+        cpu_s={key: round(value, 4) for key, value in spent.items()},
+    )
+    kept = {dim: torch.from_numpy(mask).nonzero().flatten() for dim, mask in graph.masks(plan.keep).items()}
+    return compacted.model, kept, (graph, plan)
+
+
+def hooked(model: nn.Module, small: nn.Module, inputs: tuple[torch.Tensor, ...], made: Any) -> bool | None:
+    """Say whether zeroing the outputs of layers alone gives the pruned network; None where statistics depend on width.
+
+    False is no proof of a mistake: where a zeroed channel does not stay zero (a sigmoid, a shift), this differs too.
+    """
+    graph, plan = made
+    masks = graph.masks(plan.keep)
+    alive = graph.alive(plan.keep)
+    if any(not bool(alive[units].all()) for mark in graph.statistics for units in mark.units.values()):
+        return None
+    try:
+        from tests.masking import largest_difference, masked_by_hooks
+
+        return largest_difference(masked_by_hooks(model, graph.names, masks), small, inputs) <= 1e-4
+    except (ImportError, RuntimeError, TypeError, AttributeError, KeyError, AssertionError):
+        return None
+
+
+def _reach(model: nn.Module, graph: Any) -> float:
+    """Return the share of parameters in tensors that removing some free unit would shrink."""
+    free = torch.zeros(graph.unit_count + 1, dtype=torch.bool)
+    for group in graph.free:
+        free[torch.from_numpy(group.units)] = True
+    reached = {name for (name, _), units in graph.dims.items() if bool(free[torch.from_numpy(units)].any())}
+    parameters = dict(model.named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    return round(sum(p.numel() for name, p in parameters.items() if name in reached) / max(total, 1), 4)
+
+
+def _pinned(graph: Any) -> list[list[Any]]:
+    largest = sorted((g for g in graph.groups if g.pinned is not None), key=lambda group: -group.params)[:8]
+    return [[g.name, g.params, g.pinned, _short(g.where)] for g in largest]
+
+
+def _short(where: str | None) -> str | None:
+    return where and where.split("site-packages/")[-1]
+
+
+def _time_calls(seconds: dict[str, float]) -> None:
+    """Time the parts of the engine that have no call of their own here, where they still have these names."""
+    places = {
+        "trace": [("edgeprune.compact.rehearse", "trace")],
+        "verify": [("edgeprune.compact.eager", name) for name in ("compare", "reference_outputs", "masked_copy")],
+    }
+    depth = {"trace": 0, "verify": 0}
+    for part, names in places.items():
+        for module, name in names:
+            function = getattr(import_module(module), name, None)
+            if function is not None:
+                setattr(import_module(module), name, _timed(function, part, seconds, depth))
+
+
+def _timed(function: Any, part: str, seconds: dict[str, float], depth: dict[str, int]) -> Any:
+    @wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        depth[part] += 1
+        started = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            depth[part] -= 1
+            if depth[part] == 0:
+                seconds[part] += time.process_time() - started
+
+    return timed

@@ -1,0 +1,122 @@
+"""The Markdown table of the engine zoo's rows: sums by library, the cost where both tools are right, every network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Any
+
+Row = dict[str, Any]
+TOOLS = ("edgeprune", "torch-pruning")
+
+
+def latest(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
+    """Return the last row of every network and tool."""
+    return {(row["network"], row["tool"]): row for row in rows}
+
+
+def outcome(row: Row) -> str:
+    """Return exact, wrong, time-out or failed."""
+    if row["exact"]:
+        return "exact"
+    if row["silent_wrong"]:
+        return "wrong"
+    return "time-out" if row["timeout"] else "failed"
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return the results as Markdown."""
+    known = latest(rows)
+    if not known:
+        return "There are no rows yet."
+    parts = [_sums(known), _costs(known), _networks(known), _environment(known)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _sums(known: dict[tuple[str, str], Row]) -> str:
+    lines = [
+        "| library | tool | networks | exact | silently wrong | failed | time-out | trains | reach, median |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    libraries = list(dict.fromkeys(row["library"] for row in known.values()))
+    for library in [*libraries, "all"]:
+        for tool in TOOLS:
+            mine = [r for r in known.values() if r["tool"] == tool and library in (r["library"], "all")]
+            if not mine:
+                continue
+            counts = [sum(outcome(row) == kind for row in mine) for kind in ("exact", "wrong", "failed", "time-out")]
+            trains = sum(bool(row["trains"]) and row["exact"] for row in mine)
+            reach = [row["reach_params"] for row in mine if row["reach_params"] is not None and row["exact"]]
+            middle = f"{median(reach):.2f}" if reach else ""
+            lines.append(f"| {library} | {tool} | {len(mine)} | {' | '.join(map(str, counts))} | {trains} | {middle} |")
+    return "\n".join(lines)
+
+
+def _costs(known: dict[tuple[str, str], Row]) -> str:
+    names = list(dict.fromkeys(name for name, _ in known))
+    both = [name for name in names if all((name, tool) in known and known[(name, tool)]["exact"] for tool in TOOLS)]
+    if not both:
+        return ""
+    lines = [
+        f"Where both tools are right ({len(both)} networks):",
+        "",
+        "| tool | CPU s, median | CPU s, worst | parameters left, median | peak MB above start, median | faster on |",
+        "|---|---|---|---|---|---|",
+    ]
+    for tool in TOOLS:
+        mine = [known[(name, tool)] for name in both]
+        seconds = [row["cpu_s"]["total"] for row in mine]
+        left = median(row["params"][1] / row["params"][0] for row in mine)
+        memory = median(row["peak_mb"][1] - row["peak_mb"][0] for row in mine)
+        worst = max(mine, key=lambda row: row["cpu_s"]["total"])
+        faster = sum(
+            all(known[(n, tool)]["cpu_s"]["total"] <= known[(n, t)]["cpu_s"]["total"] for t in TOOLS) for n in both
+        )
+        lines.append(
+            f"| {tool} | {median(seconds):.2f} | {max(seconds):.1f} ({worst['network']}) | {left:.2f} | {memory:.0f} "
+            f"| {faster} |"
+        )
+    return "\n".join(lines)
+
+
+def _networks(known: dict[tuple[str, str], Row]) -> str:
+    lines = [
+        "| network | parameters | " + " | ".join(f"{tool} | reach | left | CPU s | MB" for tool in TOOLS) + " |",
+        "|---|---|" + "---|" * (5 * len(TOOLS)),
+    ]
+    for name in dict.fromkeys(name for name, _ in known):
+        mine = [known.get((name, tool)) for tool in TOOLS]
+        dense = (
+            next(row["params"][0] for row in mine if row is not None and row["params"])
+            if any(row is not None and row["params"] for row in mine)
+            else None
+        )
+        size = f"{dense / 1e6:.2f} M" if dense else ""
+        lines.append(f"| {name} | {size} | {' | '.join(_cells(row) for row in mine)} |")
+    return "\n".join(lines)
+
+
+def _cells(row: Row | None) -> str:
+    if row is None:
+        return "not run | | | |"
+    mode = f" ({row['mode']})" if row["exact"] and row.get("mode") not in (None, "eager") else ""
+    return " | ".join(
+        [
+            outcome(row) + mode,
+            _number(row, "reach_params", lambda value: f"{value:.2f}"),
+            _number(row, "params", lambda value: f"{value[1] / value[0]:.2f}" if value[1] and value[0] else ""),
+            _number(row, "cpu_s", lambda value: f"{value['total']:.2f}"),
+            _number(row, "peak_mb", lambda value: f"{value[1] - value[0]:.0f}"),
+        ]
+    )
+
+
+def _number(row: Row, key: str, shown: Callable[[Any], str]) -> str:
+    return "" if row.get(key) is None else shown(row[key])
+
+
+def _environment(known: dict[tuple[str, str], Row]) -> str:
+    versions: dict[str, str] = {}
+    for row in known.values():
+        versions |= {row["tool"]: row["version"], **row["versions"]}
+    return "With " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."
