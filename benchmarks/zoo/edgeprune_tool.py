@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
-from functools import wraps
-from importlib import import_module
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +34,35 @@ def prune(model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report) ->
     Args:
         report: Takes fields of the row as they become known.
     """
-    from edgeprune.compact import analyse, apply
+    from edgeprune.compact import apply
+    from edgeprune.compact.rehearse import rehearse
+    from edgeprune.compact.verify import Reference
     from edgeprune.config import PruneConfig
+    from edgeprune.graph import trace
     from edgeprune.pruning import make_plan, score
 
-    seconds = {"trace": 0.0, "verify": 0.0}
-    _time_calls(seconds)
-    started = time.process_time()
-    graph = analyse(model, inputs)
-    analysed = time.process_time()
+    spent = dict.fromkeys(("trace", "plan", "compact", "verify"), 0.0)
+    with _clock(spent, "trace"):
+        graph = trace(model, inputs)
+    with _clock(spent, "verify"):
+        graph = rehearse(model, graph, inputs)
     report(captured=True, reach_params=_reach(model, graph), pinned=_pinned(graph), groups_free=len(graph.free))
-    planned = time.process_time()
-    scores = score(model, graph, "l2", inputs=inputs)
-    plan = make_plan(graph, scores, PruneConfig(ratio=RATIO), align=1, model=model, inputs=inputs)
-    applied = time.process_time()
-    compacted = apply(model, plan, inputs, graph)
-    ended = time.process_time()
-    total = (analysed - started) + (ended - planned)
-    spent = {"trace": seconds["trace"], "plan": applied - planned, "verify": seconds["verify"], "total": total}
-    spent["compact"] = total - sum(spent[key] for key in ("trace", "plan", "verify"))
+    with _clock(spent, "plan"):
+        scores = score(model, graph, "l2", inputs=inputs)
+        plan = make_plan(graph, scores, PruneConfig(ratio=RATIO), align=1, model=model, inputs=inputs)
+    checking = dict.fromkeys(("verify",), 0.0)
+    unclocked = Reference.check
+    Reference.check = _clocked(unclocked, checking)  # type: ignore[method-assign]
+    try:
+        with _clock(spent, "compact"):
+            compacted = apply(model, plan, inputs, graph)
+    finally:
+        Reference.check = unclocked  # type: ignore[method-assign]
+    spent["compact"] -= checking["verify"]
+    spent["verify"] += checking["verify"]
+    spent["total"] = sum(spent.values())
     report(
-        mode=getattr(compacted, "mode", None),
+        mode=compacted.mode,
         own_max_rel=compacted.check.max_rel,
         cpu_s={key: round(value, 4) for key, value in spent.items()},
     )
@@ -101,30 +108,19 @@ def _short(where: str | None) -> str | None:
     return where and where.split("site-packages/")[-1]
 
 
-def _time_calls(seconds: dict[str, float]) -> None:
-    """Time the parts of the engine that have no call of their own here, where they still have these names."""
-    places = {
-        "trace": [("edgeprune.compact.rehearse", "trace")],
-        "verify": [("edgeprune.compact.eager", name) for name in ("compare", "reference_outputs", "masked_copy")],
-    }
-    depth = {"trace": 0, "verify": 0}
-    for part, names in places.items():
-        for module, name in names:
-            function = getattr(import_module(module), name, None)
-            if function is not None:
-                setattr(import_module(module), name, _timed(function, part, seconds, depth))
+@contextmanager
+def _clock(spent: dict[str, float], part: str) -> Iterator[None]:
+    """Add the CPU seconds of a block to a part."""
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        spent[part] += time.process_time() - started
 
 
-def _timed(function: Any, part: str, seconds: dict[str, float], depth: dict[str, int]) -> Any:
-    @wraps(function)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        depth[part] += 1
-        started = time.process_time()
-        try:
+def _clocked(function: Any, spent: dict[str, float]) -> Any:
+    def clocked(*args: Any, **kwargs: Any) -> Any:
+        with _clock(spent, "verify"):
             return function(*args, **kwargs)
-        finally:
-            depth[part] -= 1
-            if depth[part] == 0:
-                seconds[part] += time.process_time() - started
 
-    return timed
+    return clocked
