@@ -109,6 +109,7 @@ class Flow:
     def __init__(self, record: Record, others: Sequence[Record] = ()) -> None:
         self.record = record
         self.others = tuple(others)
+        self.inner: list[Ids] = []
         self._main = True
         self._where: str | None = None
         self._picked_from: list[Ids] = []
@@ -228,6 +229,11 @@ class Flow:
         if not self._main:  # what is counted is the forward that is pruned
             return
         self.contractions.append(Contraction(weight=weight, macs=macs, sides=sides))
+
+    def inside_heads(self, label: Label) -> None:
+        """Say that a dimension is the width of heads of attention: whole heads go before it does."""
+        if label is not None:
+            self.inner.append(label)
 
     def cut(self, label: Label, sizes: Sequence[int], call: Call, *, equal: bool) -> None:
         """Say that code cuts a dimension into pieces, one after the other; a piece of one position stays."""

@@ -33,7 +33,8 @@ class Group:
 
     `units` are the ids of its units in the graph, empty when pinned. `channels` is the width of the dimension that
     makes them, `tensors` the parameters tied together, `params` their number of values. `overlaps` names groups whose
-    units share positions with these: removing both multiplies. `pinned` is the reason nothing of it may go.
+    units share positions with these: removing both multiplies. `inside_heads` are channels of every head of attention,
+    which overlap the group of the heads. `pinned` is the reason nothing of it may go.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Group:
     tensors: tuple[str, ...]
     params: int
     statistics: bool = False
+    inside_heads: bool = False
     overlaps: tuple[str, ...] = ()
     pinned: str | None = None
     where: str | None = None
@@ -211,7 +213,10 @@ def _form(flow: Flow) -> ChannelGraph:
         for mark in flow.marks
     )
     statistics = tuple(statistic for statistic in statistics if statistic.units)
-    groups = _describe(flow, dims, members, statistics)
+    inner = [number[found] for label in flow.inner if (found := atoms.resolve(label)) is not None]
+    groups = _describe(
+        flow, dims, members, statistics, np.unique(np.concatenate([ids.reshape(-1) for ids in inner] or [used[:0]]))
+    )
     names = [group.name for group in groups]
     order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
     return ChannelGraph(
@@ -271,7 +276,9 @@ def _shared_positions(units: Ids) -> Ids:
     return np.unique(np.concatenate(found, axis=1), axis=1)
 
 
-def _describe(flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...]) -> list[Group]:
+def _describe(
+    flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...], inner: Ids
+) -> list[Group]:
     """Name every group after the weight that makes its channels and list what is tied to it."""
     holders: list[list[Dim]] = [[] for _ in members]
     group_of = np.zeros(sum(map(len, members)), dtype=np.int64)
@@ -310,6 +317,7 @@ def _describe(flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: 
                 tensors=tensors,
                 params=sum(int(np.prod(flow.record.shapes[name])) for name in tensors),
                 statistics=index in marked,
+                inside_heads=bool(np.isin(units, inner).any()),
             )
         )
     return [replace(g, overlaps=tuple(sorted(names[i] for i in overlapping[n]))) for n, g in enumerate(groups)]

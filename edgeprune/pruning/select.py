@@ -117,12 +117,20 @@ def _reasons(graph: ChannelGraph) -> str:
 
 
 def resting(graph: ChannelGraph) -> set[str]:
-    """Return the groups left whole because finer groups share their positions: pruning both would multiply."""
-    sizes = {group.name: group.size for group in graph.free}
-    rest = set()
+    """Return the groups left whole because others share their positions: pruning both would multiply.
+
+    Of overlapping groups the finer one is pruned; in attention whole heads are, and their width rests.
+    """
+    groups = {group.name: group for group in graph.free if group.size > 1}
+    rest: set[str] = set()
+    for group in groups.values():
+        heads = [name for name in group.overlaps if name in groups and not groups[name].inside_heads]
+        if group.inside_heads and heads:
+            rest.add(group.name)
+            rest.update(name for head in heads for name in groups[head].overlaps if name not in heads)
     for group in sorted(graph.free, key=lambda g: (g.size, g.name)):
-        others = [name for name in group.overlaps if name in sizes and name not in rest]
-        if others and all(sizes[name] >= group.size for name in others):
+        others = [name for name in group.overlaps if name in groups and name not in rest]
+        if group.name not in rest and others and all(groups[name].size >= group.size for name in others):
             rest.add(group.name)
     return rest
 

@@ -33,6 +33,8 @@ def attention(flow: Flow, call: Call) -> None:
     if call.args.get("is_causal"):
         flow.pin(q[-2], call, "causal attention counts its positions")
     flow.join(q[-1], k[-1], call)
+    flow.inside_heads(q[-1])
+    flow.inside_heads(v[-1])
     flow.mark(call, {("query", len(q) - 1): q[-1], ("key", len(k) - 1): k[-1]})
     heads = aligned(flow, call, rows, lead)
     if isinstance(mask, Ref):

@@ -128,6 +128,25 @@ def fixed_weight(flow: Flow, ref: Ref) -> bool:
     return flow.parameter(ref) is not None and ref.id not in flow.activations
 
 
+@rule("_grouped_mm")
+def grouped_product(flow: Flow, call: Call) -> None:
+    """Rows (T, K) times one of E matrices (E, K, N) each, in runs that end at `offs`: the experts of a mixture."""
+    rows, matrices = call.args["self"], call.args["mat2"]
+    if (len(rows.shape), len(matrices.shape)) != (2, 3) or isinstance(call.args.get("bias"), Ref):
+        flow.give_up(call)
+        return
+    labels, (experts, read, made) = flow.of(rows), flow.of(matrices)
+    for label in (labels[0], experts):
+        flow.pin(label, call, "rows are sent to experts by number")
+    flow.join(labels[1], read, call)
+    if not fixed_weight(flow, matrices):
+        flow.mark(call, {("self", 1): labels[1], ("mat2", 1): read})
+    flow.produced(matrices, 2)
+    macs = rows.shape[0] * rows.shape[1] * matrices.shape[2]
+    flow.contracted(flow.parameter(matrices), macs, [read, made])
+    flow.set(call.result, [None, made])
+
+
 def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> list[Label]:
     left, right = list(flow.of(a)), list(flow.of(b))
     inner_a, inner_b = left[-1], right[-2] if len(right) > 1 else right[0]
@@ -136,6 +155,9 @@ def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> list[Label]:
         # Of two activations, a removed position may not be zero; of two weights, the sum itself becomes another one.
         mine, other = ("mat1", "mat2") if call.name == "addmm" else ("self", _other_name(call))
         flow.mark(call, {(mine, len(left) - 1): inner_a, (other, max(len(right) - 2, 0)): inner_b})
+    if a.id in flow.activations and b.id in flow.activations and min(len(left), len(right)) > 2:
+        flow.inside_heads(inner_a)
+        flow.inside_heads(right[-1])
     for ref, made in ((b, len(right) - 1), (a, len(left) - 2)):
         if flow.parameter(ref) is not None and made >= 0 and len(ref.shape) > 1:
             flow.produced(ref, made)

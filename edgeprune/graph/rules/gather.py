@@ -23,16 +23,17 @@ def constant_of(flow: Flow, call: Call, ref: Ref) -> Ids | None:
 
 
 def _picked(flow: Flow, call: Call, label: Label, index: Ref) -> Label:
-    """Return the label of a dimension that a tensor of one dimension picks from another one."""
+    """Return the label of a dimension that a tensor of one dimension picks from another one.
+
+    The index stays whole: a compaction that cuts what it picks from writes its values out anew.
+    """
     values = constant_of(flow, call, index)
     found = flow.atoms.resolve(label)
+    flow.pin(flow.of(index)[0], call, "its values pick positions")
     if values is None or found is None:  # a mask would be no shorter: its positions are those of the source
         flow.pin(label, call, _BY_NUMBER)
-        flow.pin(flow.of(index)[0], call, "its values pick positions")
         return None
     flow.picked(call.args["self"], found, found[:, values])
-    if flow.parameter(index) is not None:
-        flow.join(found[:, values], flow.of(index)[0], call)
     return found[:, values]
 
 
@@ -122,10 +123,16 @@ def index_put(flow: Flow, call: Call) -> None:
     """x[..., i, j] = values: indexed dimensions stay whole, the values broadcast against the others."""
     source, values = call.args["self"], call.args["values"]
     found = {axis: ref for axis, ref in enumerate(call.args["indices"]) if isinstance(ref, Ref)}
-    if any(len(ref.shape) > 1 for ref in found.values()):
+    labels, touched = list(flow.of(source)), sorted(found)
+    masks = [axis for axis, ref in found.items() if ref.dtype == torch.bool]
+    if len(found) == 1 and masks:  # a mask covers as many dimensions as it has
+        touched = list(range(masks[0], masks[0] + len(found[masks[0]].shape)))
+        found = {axis: Ref(ref.id, ref.shape[:1]) for axis, ref in found.items()}
+        for label in flow.of(call.args["indices"][masks[0]]):
+            flow.pin(label, call, "a mask picks from it")
+    elif any(len(ref.shape) > 1 for ref in found.values()):
         flow.give_up(call)
         return
-    labels, touched = list(flow.of(source)), sorted(found)
     for label in [*(labels[axis] for axis in touched), *(own for ref in found.values() for own in flow.of(ref))]:
         flow.pin(label, call, "its positions are written by number")
     inner: list[Label] = [None] * max(len(ref.shape) for ref in found.values())
