@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.zoo.judge import Kept, Undecided
-from edgeprune.graph.capture import output_tensors
+from edgeprune.graph.structure import output_tensors
 
 RATIO = 0.5
 Report = Callable[..., None]

@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.zoo.entry import Network
 from benchmarks.zoo.judge import judge, largest_difference
-from edgeprune.graph.capture import output_tensors
+from edgeprune.graph.structure import output_tensors
 
 TOOLS = ("edgeprune", "torch-pruning")
 LIBRARIES = {
