@@ -1,7 +1,8 @@
 """Remove it: a smaller ordinary module, verified against the dense one with the removed channels zeroed."""
 
+from edgeprune.compact.depth import remove_blocks
 from edgeprune.compact.outputs import Compacted
 from edgeprune.compact.plans import apply, rebuild
 from edgeprune.compact.rehearse import analyse
 
-__all__ = ["Compacted", "analyse", "apply", "rebuild"]
+__all__ = ["Compacted", "analyse", "apply", "rebuild", "remove_blocks"]
