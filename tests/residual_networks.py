@@ -12,7 +12,8 @@ from torch import nn
 def batch_norm(width: int) -> nn.BatchNorm2d:
     """Return a normalisation whose statistics and scales are in use."""
     norm = nn.BatchNorm2d(width)
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
     nn.init.uniform_(norm.weight, 0.5, 2)
@@ -134,7 +135,8 @@ class Tuples(nn.Module):
             assert block.attention_type == "full"
             nothing, (hidden, size), more = block(hidden * 2, hidden=hidden, size=size, mask=mask)
             mask = more["mask"]
-            assert nothing is None and more["name"] == "block"
+            assert nothing is None
+            assert more["name"] == "block"
         return self.head(hidden) * size
 
 
@@ -163,12 +165,12 @@ def random_stack(seed: int) -> tuple[nn.Sequential, list[str]]:
         torch.manual_seed(seed)
         width = draw.choice([4, 6, 8])
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU()]
-        names = []
+        names, positive = [], True
         for _ in range(draw.randint(1, 6)):
             kind = draw.choice(["basic", "inverted", "wrapped", "wider", "norm", "act", "offset"])
-            behind_relu = isinstance(layers[-1], nn.ReLU | Basic)
-            if kind in ("inverted", "wrapped") or (kind == "basic" and behind_relu):
+            if kind in ("inverted", "wrapped") or (kind == "basic" and positive):
                 names.append(str(len(layers)))
+            positive = kind in ("basic", "wider", "act") or (kind == "offset" and positive)
             if kind in ("basic", "inverted"):
                 layers.append(Basic(width, width) if kind == "basic" else Inverted(width, width))
             elif kind == "wrapped":
