@@ -83,6 +83,11 @@ def test_a_block_of_two_blocks_is_both() -> None:
     assert names_of(nn.Sequential(layer, nn.Linear(8, 2)), TOKENS) == ["0.0", "0.1"]
 
 
+def test_a_chain_of_one_block_is_that_block() -> None:
+    model = nn.Sequential(nn.Sequential(Residual(nn.Linear(8, 8))), nn.Linear(8, 2))
+    assert names_of(model, TOKENS) == ["0.0"]
+
+
 def test_a_block_inside_the_branch_of_another_is_not_listed() -> None:
     inner = nn.Sequential(nn.Linear(8, 8), Residual(nn.Linear(8, 8)), nn.Linear(8, 8, bias=False))
     assert names_of(nn.Sequential(Residual(inner), nn.Linear(8, 2)), TOKENS) == ["0"]
@@ -174,6 +179,37 @@ class Sized(nn.Module):
 )
 def test_what_only_looks_like_a_block_is_none(model: nn.Module, expected: list[str]) -> None:
     assert names_of(model, TOKENS) == expected
+
+
+class Cached(nn.Module):
+    """Its block appends to a list that the caller passes in, and the caller needs one entry."""
+
+    class Inner(Residual):
+        def forward(self, x, cache):
+            cache.append(x)
+            return super().forward(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = self.Inner(nn.Linear(8, 8)), nn.Linear(8, 2)
+
+    def forward(self, x):
+        cache = Cache()
+        x = self.block(x, cache)
+        (first,) = cache.items
+        return self.head(x + first)
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.items: list[torch.Tensor] = []
+
+    def append(self, item: torch.Tensor) -> None:
+        self.items.append(item)
+
+
+def test_a_block_that_writes_into_an_object_of_its_caller_is_none() -> None:
+    assert names_of(Cached(), TOKENS) == []
 
 
 def test_blocks_without_which_the_code_fails_are_pinned_with_the_reason() -> None:

@@ -22,6 +22,7 @@ from edgeprune.errors import ConfigError, ModelError, NothingToPrune, Verificati
 from edgeprune.graph.cost import count_macs, count_params
 from edgeprune.graph.structure import output_tensors
 from edgeprune.pipeline import folders, planning, steps
+from edgeprune.pipeline.compress import compress
 from edgeprune.pruning import PrunePlan
 from edgeprune.report.commands import inspect_text, prune_text
 from edgeprune.report.stages import stage_text
@@ -335,6 +336,22 @@ def test_a_folder_of_a_network_without_blocks_is_opened_again(tmp_path: Path) ->
     assert [row["name"] for row in again["blocks"]] == gone
     tuned = steps.finetune(str(tmp_path / "small"), RunConfig(), listen=events.append)
     assert tuned["history"]
+
+
+def test_a_run_says_which_blocks_went(tmp_path: Path) -> None:
+    source = tmp_path / "workload.py"
+    source.write_text(WORKLOAD)
+    bench = {"processes": 1, "min_runs": 5, "min_seconds": 0.01, "max_seconds": 0.5, "warmup_seconds": 0.0}
+    data = {"workload": str(source), "output": str(tmp_path / "run"), "bench": bench}
+    data |= {"prune": {"depth": 0.99, "align": 4}, "export": {"formats": ["onnx"]}, "finetune": {"epochs": 1}}
+    result = compress(validate(data)).data
+    gone = [row["name"] for row in result["blocks"] if row["removed"]]
+    assert len(gone) == 3
+    assert PrunePlan.load(tmp_path / "run/plan.json").blocks == tuple(gone)
+    notice = next(notice for notice in result["notices"] if notice["code"] == "rounded")
+    assert notice["text"].startswith("depth 0.99 became 3 of 4 blocks")
+    told = f"3 of 4 residual blocks were removed whole: {', '.join(gone)}."
+    assert told in (tmp_path / "run/report.html").read_text()
 
 
 def test_inspect_lists_the_blocks(tmp_path: Path) -> None:

@@ -18,10 +18,8 @@ from edgeprune.errors import ConfigError, EdgePruneError, VerificationError
 from edgeprune.graph.capture import Record, record
 from edgeprune.graph.flow import refs
 from edgeprune.graph.structure import copy_model, double_copy
-from edgeprune.pruning.blocks import Block, Inputs, Passage, find, passages, zeroed_copy
+from edgeprune.pruning.blocks import PLAIN, Block, Inputs, Passage, find, passages, zeroed_copy
 from edgeprune.values import Check
-
-_PLAIN = (bool, int, float, str, type(None))
 
 
 class Skip(nn.Module):
@@ -36,7 +34,7 @@ class Skip(nn.Module):
     def __init__(self, block: nn.Module, passage: Passage, *, copies: bool) -> None:
         super().__init__()
         for name, value in vars(block).items():
-            if not name.startswith("_") and isinstance(value, _PLAIN):
+            if not name.startswith("_") and isinstance(value, PLAIN):
                 setattr(self, name, value)
         self._passage = passage
         self._copies = copies

@@ -7,6 +7,7 @@ influence and choice; removal is in `compact.depth`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +23,13 @@ from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph.capture import Record, Ref, Span, attention_in_parts
 from edgeprune.graph.structure import copy_model, double_copy, shared_copy
 
+_log = logging.getLogger(__name__)
 Inputs = tuple[torch.Tensor, ...]
 Keys = tuple[Any, ...]
 
 # What a forward may raise on inputs that it was not made for; such inputs say nothing about its blocks.
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-_PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str, type(None))
 # Relative differences: above the first it is no identity, below the second it is one; between them float64 decides.
 _DIFFERENT, _EQUAL = 1e-3, 1e-10
 
@@ -150,9 +152,10 @@ def passages(
             break
         try:
             remaining = _tried(model, variant, possible, generator)
-        except FAILURES:
-            if number == 0:
-                raise
+        except FAILURES as error:
+            if number == 0:  # trying a module twice leaves something behind: none is promised
+                _log.info("no block is tried: %s", error)
+                return {}
             continue
         possible = remaining
     return {path: passing[0] for path, passing in possible.items()}
@@ -178,7 +181,7 @@ def _possible(span: Span) -> list[Passage]:
             leaves.append(None)
         elif isinstance(leaf, Ref) or (type(leaf) in (int, float) and _position(leaf, span.args) is not None):
             leaves.append(arguments[_position(leaf, span.args) or 0])
-        elif type(leaf) in _PLAIN:
+        elif type(leaf) in PLAIN:
             leaves.append(leaf)
         else:
             return []
@@ -344,13 +347,14 @@ def _without_zeros(
 
 
 def _outermost(model: nn.Module, found: Iterable[str]) -> set[str]:
-    """Return the paths that lie in no other; a module made of several blocks gives way to them."""
+    """Return the paths that lie in no other; a module made of several blocks, or a chain of one, gives way to them."""
     chosen: set[str] = set()
     for path in sorted(found, key=lambda path: -path.count(".")):  # from the inside
         inner = {other for other in chosen if other.startswith(f"{path}.")}
         own = {id(parameter) for parameter in model.get_submodule(path).parameters()}
         covered = {id(parameter) for other in inner for parameter in model.get_submodule(other).parameters()}
-        if len(inner) < 2 or own != covered:
+        chain = len(inner) > 1 or isinstance(model.get_submodule(path), nn.Sequential)
+        if own != covered or not chain:
             chosen = (chosen - inner) | {path}
     return chosen
 
