@@ -65,6 +65,7 @@ network_options = options(
 prune_options = options(
     _setting("--target", metavar="NAME", help="Device profile, or a TOML file of yours."),
     _setting("--ratio", type=float, help="Fraction of units to remove, in [0, 1).  [default: 0.5]"),
+    _setting("--depth", type=float, help="Fraction of the residual blocks to remove whole.  [default: 0]"),
     _setting("--max-macs", metavar="LIMIT", help="Instead of a ratio: 0.5x, 120M or 1.2G."),
 )
 budget_options = options(
@@ -128,7 +129,7 @@ def demo(console: Console, output: str | None) -> int:
 @settings_option
 @console_options
 def inspect(console: Console, network: str | None, overrides: tuple[str, ...], **values: Any) -> None:
-    """Show which channels can be pruned, which not, and why. NETWORK is a workload, .onnx or .tflite file."""
+    """Show which channels and blocks can be pruned, which not, and why. NETWORK: a workload, .onnx or .tflite file."""
     from edgeprune.report.commands import artifact_text, inspect_text
 
     if network is not None and network.endswith((".onnx", ".tflite")):
@@ -356,6 +357,7 @@ def _compress(console: Console, config: RunConfig) -> int:
 _KEYS = {
     "ratio": "prune.ratio",
     "max_macs": "prune.max_macs",
+    "depth": "prune.depth",
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
 }

@@ -28,10 +28,15 @@ class Section(BaseModel):
 
 
 class PruneConfig(Section):
-    """What to remove. `ratio` is the fraction of units removed; `max_macs` (such as `0.5x`) replaces it."""
+    """What to remove. `ratio` is the fraction of units removed; `max_macs` (such as `0.5x`) replaces it.
+
+    `depth` is the fraction of the removable residual blocks that go whole; `blocks` names some that go in any case.
+    """
 
     ratio: Ratio = 0.5
     max_macs: str | None = None
+    depth: Ratio = 0.0
+    blocks: tuple[str, ...] = ()
     criterion: str = "l2"
     scope: Literal["global", "local"] = "local"
     align: Count | Literal["target"] = "target"

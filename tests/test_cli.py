@@ -190,6 +190,7 @@ BAD = {
         files={"edgeprune.toml": "[prune\n"},
     ),
     "a ratio of 1": Bad(words="compress tiny.py --ratio 1", code=2, texts=("prune.ratio = 1",)),
+    "a depth of 1": Bad(words="compress tiny.py --depth 1", code=2, texts=("prune.depth = 1",)),
     "a negative ratio": Bad(words="compress tiny.py --ratio -0.1", code=2, texts=("prune.ratio = -0.1",)),
     "a limit without a unit": Bad(
         words="compress tiny.py --max-latency 15", code=2, texts=("max_latency: '15' is not a time", "15ms")

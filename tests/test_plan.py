@@ -23,6 +23,7 @@ def plan_of(groups: dict[str, GroupPlan], **changes: Any) -> PrunePlan:
     return PrunePlan(groups=groups, **values)
 
 
+BLOCKS = ("layer1.1", "layer2.1")
 SMALL = plan_of({"conv1": GroupPlan(units=4, keep=(0, 2)), "fc": GroupPlan(units=3, keep=(0, 1, 2))})
 
 
@@ -33,7 +34,8 @@ def plans(draw: Any) -> PrunePlan:
         units = draw(st.integers(1, 20))
         keep = draw(st.sets(st.integers(0, units - 1), min_size=1))
         groups[name] = GroupPlan(units=units, keep=tuple(sorted(keep)))
-    return plan_of(groups, network=draw(st.text()))
+    blocks = tuple(draw(st.lists(st.text(min_size=1), unique=True, max_size=3)))
+    return plan_of(groups, network=draw(st.text()), blocks=blocks)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -74,6 +76,19 @@ def test_the_digest_names_what_happens_to_the_network_and_nothing_else() -> None
     assert plan_of(renamed).digest != SMALL.digest
 
 
+def test_removed_blocks_are_in_the_file_and_in_the_digest_where_there_are_some(tmp_path: Path) -> None:
+    assert "blocks" not in SMALL.as_dict()
+    deep = plan_of(SMALL.groups, blocks=BLOCKS)
+    deep.save(tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["blocks"] == list(BLOCKS)
+    assert PrunePlan.load(tmp_path / "plan.json") == deep
+    assert deep.digest != SMALL.digest
+    assert plan_of(SMALL.groups, blocks=BLOCKS[::-1]).digest == deep.digest
+    assert (
+        SMALL.digest == "2e71576b1b94ff08feacf7bea54cabe9b913788142913770b25a8623f390730e"
+    )  # plans of earlier versions keep theirs
+
+
 def broken(**changes: Any) -> dict[str, Any]:
     return {**SMALL.as_dict(), **changes}
 
@@ -94,6 +109,11 @@ BROKEN: dict[str, Any] = {
     "no_inputs": {key: value for key, value in SMALL.as_dict().items() if key != "inputs"},
     "no_settings": {key: value for key, value in SMALL.as_dict().items() if key != "settings"},
     "unknown_key": broken(ratio=0.5),
+    "blocks_as_text": broken(blocks="layer1.1"),
+    "blocks_as_object": broken(blocks={"layer1.1": 1}),
+    "block_without_name": broken(blocks=[""]),
+    "block_as_number": broken(blocks=[1]),
+    "block_twice": broken(blocks=["layer1.1", "layer1.1"]),
     "groups_as_list": broken(groups=[["conv1", 4]]),
     "settings_as_text": broken(settings="ratio"),
     "inputs_as_number": broken(inputs=3),

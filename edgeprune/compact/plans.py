@@ -1,15 +1,17 @@
 """Plans on networks: apply a plan, or rebuild the pruned network from a plan and its weights.
 
-Owns the checks that plan and weights fit. The cutting is done by `eager`, the analysis by `rehearse`.
+Owns the checks that plan and weights fit. Blocks are removed by `depth`, units by `outputs`, after `rehearse`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
+from edgeprune.compact.depth import unknown_block, without_blocks
 from edgeprune.compact.outputs import Compacted, compact
 from edgeprune.compact.rehearse import analyse
 from edgeprune.errors import ConfigError, ResolveError
@@ -20,29 +22,44 @@ from edgeprune.pruning import PrunePlan
 def apply(
     model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...], graph: ChannelGraph | None = None
 ) -> Compacted:
-    """Return the network with the units a plan drops physically removed. The given network is not changed.
+    """Return the network with the blocks and units a plan drops physically removed. The given one is not changed.
+
+    Blocks go first; the groups of the plan are those of the shallower network.
 
     Args:
         model: The dense network that the plan was made for, with any weights.
         inputs: Example tensors; the compacted network is compared with the masked dense one on them.
-        graph: The channel groups, where they are already known.
+        graph: The channel groups of the network without the plan's blocks, where they are already known.
 
     Raises:
         ConfigError: The plan does not fit the network.
         ModelError: The smaller network cannot run; `where` is the user's line that expects the old size.
         VerificationError: It runs, but differs from the masked dense network.
     """
-    graph = graph or analyse(model, inputs)
+    if not plan.blocks:
+        graph = graph or analyse(model, inputs)
+        check_fits(graph, plan)
+        return compact(model, graph, plan.keep, inputs)
+    shallow, check = without_blocks(model, plan.blocks, inputs)
+    graph = graph or analyse(shallow, inputs)
     check_fits(graph, plan)
-    return compact(model, graph, plan.keep, inputs)
+    compacted = compact(shallow, graph, plan.keep, inputs)
+    return compacted if compacted.check.max_rel >= check.max_rel else replace(compacted, check=check)
 
 
 def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
     """Check that every group of a plan exists in the graph, is free and has the planned number of units.
 
+    Args:
+        graph: Of the network without the plan's blocks.
+
     Raises:
-        ConfigError: It does not, or groups that must stay equal do not.
+        ConfigError: It does not, or groups that must stay equal do not, or a block of the plan is unknown.
     """
+    ran = {span.path for span in graph.trail.record.spans}
+    for name in plan.blocks:
+        if name not in ran:
+            raise unknown_block(name)
     free = {group.name: group for group in graph.free}
     pinned = {group.name: group for group in graph.groups if group.pinned is not None}
     for name, entry in plan.groups.items():

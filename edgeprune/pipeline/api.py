@@ -39,44 +39,45 @@ def plan(
     align: int = 8,
     keep: Sequence[str] = (),
     max_macs: str | None = None,
+    depth: float = 0.0,
+    blocks: Sequence[str] = (),
     step: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     data: Batches | None = None,
     batches: int = 8,
     seed: int = 0,
 ) -> PrunePlan:
-    """Choose which channels of every group to keep.
+    """Choose which residual blocks to remove, and which channels of every group to keep.
 
     Args:
         inputs: Example tensors, batch first.
         ratio: Fraction of units removed, in [0, 1). `max_macs`, such as `0.5x`, replaces it.
         align: Kept units are a multiple of it.
-        keep: Names or patterns of groups that are never pruned.
+        keep: Names or patterns of groups and blocks that are never pruned.
+        depth: Fraction of the removable blocks that go whole, in [0, 1): those that change least what flows through.
+        blocks: Names or patterns of blocks that go in any case.
         step: Returns the loss of a batch; the criterion `taylor` needs it and `data`.
-        batches: How many batches of `data` the criterion sees.
+        batches: How many batches of `data` the criterion and the choice of blocks see.
 
     Raises:
         ConfigError: An argument is out of range, or the criterion needs what was not given.
         TraceError: The forward cannot be followed.
-        NothingToPrune: Every group is pinned; the message lists the reasons.
+        NothingToPrune: Every group is pinned, or no block can go; the message lists the reasons.
     """
-    from edgeprune.compact import analyse
     from edgeprune.config import validate
-    from edgeprune.pruning import make_plan, score
+    from edgeprune.pipeline.planning import make
 
     section = {"ratio": ratio, "criterion": criterion, "scope": scope, "align": align, "keep": tuple(keep)}
-    section |= {"max_macs": max_macs, "batches": batches}
+    section |= {"max_macs": max_macs, "batches": batches, "depth": depth, "blocks": tuple(blocks)}
     config: PruneConfig = validate({"prune": section}, "plan()").prune
-    graph = analyse(model, inputs)
-    seen = list(itertools.islice(_iterate(data), batches)) if data is not None else None
-    scores = score(model, graph, criterion, inputs=inputs, train_step=step, batches=seen, seed=seed)
-    return make_plan(graph, scores, config, align=align, model=model, inputs=inputs)
+    source = None if data is None else (lambda: _iterate(data))
+    return make(model, inputs, config, align=align, step=step, data=source, seed=seed).plan
 
 
 def apply(model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
-    """Return the network without the units that the plan removes, verified on the example inputs.
+    """Return the network without the blocks and units that the plan removes, verified on the example inputs.
 
     Raises:
-        VerificationError: The smaller network differs from the dense one with the removed units zeroed.
+        VerificationError: The smaller network differs from the dense one with the removed blocks and units zeroed.
         ModelError: The network cannot be compacted.
     """
     from edgeprune.compact import apply as compact

@@ -185,6 +185,7 @@ def _gather(
             "inputs": artifacts[0][0].facts["artifact"]["inputs"],
         },
         "groups": planned.facts["groups"],
+        "blocks": planned.facts.get("blocks", []),
         "metrics": {name: record.facts["metrics"] if record else None for name, record in records.items()},
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],

@@ -76,6 +76,13 @@ def describe_groups(graph: ChannelGraph, plan: PrunePlan | None) -> list[Json]:
     return rows
 
 
+def macs_of(graph: ChannelGraph, path: str) -> float:
+    """Return the share of the multiply-accumulates in which the tensors of a module take part."""
+    total = sum(item.macs for item in graph.contractions)
+    own = sum(item.macs for item in graph.contractions if (item.weight or "").startswith(f"{path}."))
+    return own / max(total, 1)
+
+
 def has_statistics(model: nn.Module) -> bool:
     """Return whether the network keeps running statistics that pruning makes stale."""
     from torch.nn.modules.batchnorm import _BatchNorm

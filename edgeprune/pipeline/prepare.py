@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.config import RunConfig
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline.digests import code_digest, code_path, inputs_digest, seeded, state_digest
+from edgeprune.pipeline.planning import GRADIENT_CRITERIA
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
 from edgeprune.values import parse_bytes, parse_macs, parse_seconds
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "tflite"}
-GRADIENT_CRITERIA = ("taylor",)
 _log = logging.getLogger(__name__)
 
 
@@ -182,10 +182,11 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
 
 
 def default_output(prepared: Prepared) -> Path:
-    """Return `runs/NAME-r50` for ratio 0.5, or `runs/NAME-macs0.5x` for a MACs budget."""
+    """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget, with `-d25` for depth 0.25."""
     prune = prepared.config.prune
     what = f"macs{prune.max_macs}" if prune.max_macs is not None else f"r{round(prune.ratio * 100)}"
-    return Path("runs") / f"{prepared.name}-{what}"
+    deep = f"-d{round(prune.depth * 100)}" if prune.depth > 0 else ""
+    return Path("runs") / f"{prepared.name}-{what}{deep}"
 
 
 def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:

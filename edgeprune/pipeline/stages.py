@@ -6,7 +6,6 @@ uninterrupted one take the same path.
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from edgeprune import rundir
 from edgeprune.errors import ModelError
-from edgeprune.pipeline import distributed
+from edgeprune.pipeline import distributed, planning
 from edgeprune.pipeline.digests import seeded
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import load_state, save_state
 from edgeprune.pipeline.measuring import bench_progress
 from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
-from edgeprune.pipeline.prepare import GRADIENT_CRITERIA, Prepared
+from edgeprune.pipeline.prepare import Prepared
 from edgeprune.pipeline.tuning import (
     history_rows,
     recalibrated,
@@ -95,7 +94,7 @@ def run_stage(session: Session, key: StageKey, work: Work, *, subject: str | Non
 
 
 def plan(session: Session) -> StageRecord:
-    """Trace the network, score its units and choose which to keep; writes `plan.json`."""
+    """Choose the blocks to remove, score the units of what is left and choose which to keep; writes `plan.json`."""
     prepared = session.prepared
     config = prepared.config.prune
     settings = {f"prune.{name}": value for name, value in config.model_dump(mode="json").items()}
@@ -103,29 +102,24 @@ def plan(session: Session) -> StageRecord:
     key = StageKey(stage="plan", settings=settings, inputs=prepared.digests)
 
     def work() -> tuple[tuple[str, ...], Json]:
-        from edgeprune.compact import analyse
         from edgeprune.graph.cost import count_macs, count_params
-        from edgeprune.pruning import make_plan, score
 
-        graph = analyse(prepared.model, prepared.inputs)
         data, step = training_source(prepared.workload)
-        wanted = config.criterion in GRADIENT_CRITERIA and data is not None
-        batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
-        scores = score(
+        planned = planning.make(
             prepared.model,
-            graph,
-            config.criterion,
-            inputs=prepared.inputs,
-            train_step=step,
-            batches=batches,
+            prepared.inputs,
+            config,
+            align=prepared.align,
+            step=step,
+            data=data,
             seed=prepared.config.seed,
         )
-        chosen = make_plan(graph, scores, config, align=prepared.align, model=prepared.model, inputs=prepared.inputs)
-        chosen.save(session.path(rundir.PLAN))
+        planned.plan.save(session.path(rundir.PLAN))
         facts = {
-            "digest": chosen.digest,
+            "digest": planned.plan.digest,
             "align": prepared.align,
-            "groups": describe_groups(graph, chosen),
+            "groups": describe_groups(planned.graph, planned.plan),
+            "blocks": planned.blocks,
             "params": count_params(prepared.model),
             "macs": count_macs(prepared.model, prepared.inputs),
         }
@@ -354,8 +348,13 @@ def bench(session: Session, exported: list[StageRecord]) -> StageRecord:
 
 
 def _tell_rounding(session: Session, record: StageRecord) -> None:
-    """Say where rounding to whole multiples left a ratio far from the one that was asked for."""
+    """Say where fewer blocks went than were asked for, or rounding left a ratio far from the one asked for."""
     config = session.prepared.config.prune
+    blocks = record.facts.get("blocks", [])
+    gone, able = (sum(bool(row["removed"]) for row in blocks), sum(row["pinned"] is None for row in blocks))
+    if gone < round(config.depth * able):
+        text = f"depth {config.depth:g} became {gone} of {able} blocks: one of every row with equal shape stays"
+        session.notice("plan", Notice(code="rounded", text=text, fix="name others in prune.blocks"))
     free = [group for group in record.facts["groups"] if group["pinned"] is None]
     before = sum(group["units_before"] for group in free)
     done = 1 - sum(group["units_after"] for group in free) / before if before else 0.0

@@ -13,12 +13,12 @@ from typing import Any
 from edgeprune import rundir
 from edgeprune.config import FinetuneConfig, RunConfig
 from edgeprune.errors import ConfigError, ResolveError
-from edgeprune.pipeline import distributed, folders
+from edgeprune.pipeline import distributed, folders, planning
 from edgeprune.pipeline.digests import code_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
-from edgeprune.pipeline.networks import describe_groups, evaluate
+from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
 from edgeprune.pipeline.prepare import check_criterion, check_format_packages, check_functions, check_settings
 from edgeprune.pipeline.tuning import (
     history_rows,
@@ -35,7 +35,7 @@ from edgeprune.workload import load_workload
 
 
 def inspect(config: RunConfig) -> Json:
-    """Return the channel groups of a network: what can be pruned, what not and why. Nothing is written.
+    """Return the channel groups and blocks of a network: what can be pruned, what not and why. Nothing is written.
 
     Args:
         config: `workload`, `weights`, `trust_pickle`, `seed` and `prune.keep` count.
@@ -48,7 +48,8 @@ def inspect(config: RunConfig) -> Json:
     from edgeprune.pruning.select import describe, hold
 
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
-    graph = hold(analyse(loaded.model, loaded.inputs), config.prune.keep)
+    blocks = planning.block_rows(loaded.model, loaded.inputs, config.prune)
+    graph = hold(analyse(loaded.model, loaded.inputs), config.prune.keep, [row["name"] for row in blocks])
     params = count_params(loaded.model)
     network = {
         "name": type(loaded.model).__name__,
@@ -64,6 +65,7 @@ def inspect(config: RunConfig) -> Json:
         "pruned": loaded.plan is not None,
         "network": network,
         "groups": groups,
+        "blocks": [row | {"macs_share": macs_of(graph, row["name"])} for row in blocks],
     }
 
 
@@ -86,10 +88,9 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
         NothingToPrune: Every group is pinned.
         VerificationError: The pruned network differs from the masked dense one.
     """
-    from edgeprune.compact import analyse
     from edgeprune.compact import apply as compact
     from edgeprune.graph.cost import count_macs, count_params
-    from edgeprune.pruning import PrunePlan, make_plan, score
+    from edgeprune.pruning import PrunePlan
 
     check_settings(config)
     check_criterion(config.prune.criterion)
@@ -102,25 +103,17 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     model, inputs = loaded.model, loaded.inputs
     listen(Event(stage="plan", state="begin"))
-    graph = analyse(model, inputs)
     if chosen is None:
         with seeded(config.seed, "plan"):
             data, step = training_source(workload)
-            batches = data() if step is not None and data is not None else None
-            scores = score(
-                model,
-                graph,
-                config.prune.criterion,
-                inputs=inputs,
-                train_step=step,
-                batches=batches,
-                seed=config.seed,
-            )
-        chosen = make_plan(graph, scores, config.prune, align=align, model=model, inputs=inputs)
-    groups = describe_groups(graph, chosen)
-    listen(Event(stage="plan", state="done", facts={"groups": groups, "align": align}, seconds=None))
-    compacted = compact(model, chosen, inputs, graph)
-    files = folders.write_network(folder, workload, chosen, compacted.model, config)
+            planned = planning.make(model, inputs, config.prune, align=align, step=step, data=data, seed=config.seed)
+    else:
+        planned = planning.given(model, inputs, chosen)
+    groups = describe_groups(planned.graph, planned.plan)
+    told = {"groups": groups, "blocks": planned.blocks, "align": align}
+    listen(Event(stage="plan", state="done", facts=told, seconds=None))
+    compacted = compact(model, planned.plan, inputs, planned.graph)
+    files = folders.write_network(folder, workload, planned.plan, compacted.model, config)
     reason = folders.write_program(folder / folders.PROGRAM, compacted.model, inputs)
     facts = {
         "params": {"dense": count_params(model), "pruned": count_params(compacted.model)},
@@ -129,11 +122,12 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     return {
         "folder": str(folder),
         "files": files if reason is not None else [*files, folders.PROGRAM],
-        "plan_digest": chosen.digest,
+        "plan_digest": planned.plan.digest,
         "network": {"name": type(model).__name__, **facts},
         "check": compacted.check.as_dict(),
         "mode": compacted.mode,
         "groups": groups,
+        "blocks": planned.blocks,
         "no_program": reason,
     }
 

@@ -1,4 +1,4 @@
-"""What to remove: importance of units, and the plan that keeps the best of them."""
+"""What to remove: importance of units and of blocks, and the plan that keeps the best of them."""
 
 from edgeprune.pruning.criteria import Scores, score
 from edgeprune.pruning.plan import GroupPlan, PrunePlan

@@ -1,4 +1,4 @@
-"""The plan: which units of every group stay. Plain JSON that can be read, edited and applied again."""
+"""The plan: which blocks go, which units of every group stay. Plain JSON that can be read, edited, applied again."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePlan:
-    """Kept units per group, with the settings that led there and the inputs it was made for."""
+    """Kept units per group, with the settings that led there and the inputs it was made for.
+
+    `blocks` are the paths of modules that are removed whole; the groups are those of the network without them.
+    """
 
     network: str
     groups: dict[str, GroupPlan]
     inputs: tuple[TensorSpec, ...]
     settings: Json
+    blocks: tuple[str, ...] = ()
 
     @property
     def keep(self) -> dict[str, tuple[int, ...]]:
@@ -40,8 +44,10 @@ class PrunePlan:
 
     @property
     def digest(self) -> str:
-        """sha256 of what the plan does to a network: groups and kept units, nothing else."""
-        content = {name: [group.units, list(group.keep)] for name, group in sorted(self.groups.items())}
+        """sha256 of what the plan does to a network: removed blocks, groups and kept units, nothing else."""
+        content: Any = {name: [group.units, list(group.keep)] for name, group in sorted(self.groups.items())}
+        if self.blocks:
+            content = [sorted(self.blocks), content]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> Json:
@@ -50,6 +56,7 @@ class PrunePlan:
             "network": self.network,
             "settings": self.settings,
             "inputs": [spec.as_dict() for spec in self.inputs],
+            **({"blocks": list(self.blocks)} if self.blocks else {}),
             "groups": {name: {"units": g.units, "keep": list(g.keep)} for name, g in self.groups.items()},
         }
 
@@ -58,20 +65,22 @@ class PrunePlan:
         """Return the plan that a JSON object means.
 
         Raises:
-            ConfigError: A key is missing or unknown, or kept units are out of range, repeated or none.
+            ConfigError: A key is missing or unknown, kept units are out of range, repeated or none, or blocks are no
+                names.
         """
         try:
             if data["schema_version"] != SCHEMA_VERSION:
                 raise ConfigError(
                     f"{source} has schema_version {data['schema_version']}, this version reads {SCHEMA_VERSION}"
                 )
-            _refuse_unknown(data, {"schema_version", "network", "settings", "inputs", "groups"}, source)
+            _refuse_unknown(data, {"schema_version", "network", "settings", "inputs", "blocks", "groups"}, source)
             groups = {name: _group(name, entry, source) for name, entry in data["groups"].items()}
             return cls(
                 network=str(data["network"]),
                 groups=groups,
                 inputs=tuple(TensorSpec.from_dict(spec) for spec in data["inputs"]),
                 settings=dict(data["settings"]),
+                blocks=_blocks(data.get("blocks", []), source),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(
@@ -133,6 +142,14 @@ def _group(name: str, entry: Json, source: str) -> GroupPlan:
             fix=f"edit \"keep\" of '{name}'",
         )
     return GroupPlan(units=units, keep=tuple(sorted(keep)))
+
+
+def _blocks(names: Any, source: str) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(type(name) is str and name for name in names):
+        raise ConfigError(f'{source}: "blocks" is not a list of module paths', fix='such as  "blocks": ["layer1.1"]')
+    if len(set(names)) < len(names):
+        raise ConfigError(f'{source}: "blocks" names a module twice')
+    return tuple(names)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,9 +6,7 @@ none. Groups that user code cuts into equal pieces keep equal numbers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
 from math import gcd
 from typing import TYPE_CHECKING
 
@@ -19,6 +17,7 @@ from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph import ChannelGraph, Group
 from edgeprune.graph.cost import count_macs
 from edgeprune.graph.labels import Pin
+from edgeprune.pruning.blocks import matches
 from edgeprune.pruning.criteria import Scores
 from edgeprune.pruning.plan import GroupPlan, PrunePlan
 from edgeprune.values import TensorSpec, parse_macs
@@ -36,6 +35,9 @@ def make_plan(
     align: int,
     model: nn.Module,
     inputs: tuple[torch.Tensor, ...],
+    blocks: tuple[str, ...] = (),
+    protected: Iterable[str] = (),
+    dense_macs: int | None = None,
 ) -> PrunePlan:
     """Choose which units of every group to keep.
 
@@ -44,22 +46,30 @@ def make_plan(
         scores: Importance per group, shape (group.size,). Higher means keep.
         config: Ratio or MACs budget, scope, minimum width, patterns to keep.
         align: Width of every pruned dimension is a multiple of it. `config.align` wins where it is a number.
+        blocks: What was removed from the dense network before; the model and its graph are without them.
+        protected: Names of blocks; a pattern of `config.keep` may mean one of them instead of a group.
+        dense_macs: What a MACs budget is a share of, by default what the model needs.
 
     Raises:
         NothingToPrune: Every group is pinned or too narrow for `align`; the message lists the reasons.
         ConfigError: A pattern of `keep` or a name in `ratios` matches no group, or a MACs budget cannot be met.
     """
     align = align if config.align == "target" else config.align
-    graph = hold(graph, config.keep)
+    graph = hold(graph, config.keep, protected)
     _check_names(graph, config)
-    if not graph.free:
+    wanted = config.max_macs is not None or config.ratio > 0 or any(config.ratios.values())
+    if not graph.free and (wanted or not blocks):
         raise NothingToPrune("no group can be pruned", fix=_reasons(graph))
-    if config.max_macs is None:
+    if not wanted:
+        keep = {group.name: np.arange(group.size) for group in graph.free}
+    elif config.max_macs is None:
         keep = _choose(graph, scores, config, align, config.ratio)
     else:
-        keep = _meet_macs(graph, scores, config, align, count_macs(model, inputs))
-    wanted = config.max_macs is not None or config.ratio > 0 or any(config.ratios.values())
-    if wanted and all(len(kept) == group.size for group, kept in zip(graph.free, keep.values(), strict=True)):
+        macs = count_macs(model, inputs)
+        keep = _meet_macs(graph, scores, config, align, macs, macs if dense_macs is None else dense_macs)
+    whole = all(len(kept) == group.size for group, kept in zip(graph.free, keep.values(), strict=True))
+    met_by_blocks = config.max_macs is not None and bool(blocks)
+    if wanted and whole and not met_by_blocks:
         asked = f"a ratio of {config.ratio}" if config.max_macs is None else f"max_macs = {config.max_macs}"
         raise NothingToPrune(
             f"{asked} removes nothing when widths are multiples of {align}",
@@ -73,33 +83,32 @@ def make_plan(
         },
         inputs=describe(inputs),
         settings={**config.model_dump(mode="json"), "align": align},
+        blocks=blocks,
     )
 
 
-def hold(graph: ChannelGraph, patterns: Iterable[str]) -> ChannelGraph:
+def hold(graph: ChannelGraph, patterns: Iterable[str], known: Iterable[str] = ()) -> ChannelGraph:
     """Return the graph with the groups pinned whose name or tensors match a pattern (shell style or regex).
+
+    Args:
+        known: Other names that a pattern may mean.
 
     Raises:
         ConfigError: A pattern matches nothing, or is not a valid regular expression.
     """
     for pattern in patterns:
         found = [
-            group.name for group in graph.groups if any(_matches(pattern, n) for n in (group.name, *group.tensors))
+            group.name
+            for group in graph.groups
+            if any(matches(pattern, n, "keep") for n in (group.name, *group.tensors))
         ]
+        if not found and any(matches(pattern, name, "keep") for name in known):
+            continue
         if not found:
             names = ", ".join(group.name for group in graph.groups[:8])
             raise ConfigError(f"keep = '{pattern}' matches no group or tensor", fix=f"groups: {names}, ...")
         graph = graph.pin(found, Pin(reason=f"kept by '{pattern}'"))
     return graph
-
-
-def _matches(pattern: str, name: str) -> bool:
-    if fnmatch(name, pattern):
-        return True
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ConfigError(f"keep = '{pattern}' is neither a shell pattern nor a regular expression: {error}") from None
 
 
 def _check_names(graph: ChannelGraph, config: PruneConfig) -> None:
@@ -194,16 +203,24 @@ def _global_counts(groups: list[Group], scores: Scores, ratio: float) -> dict[st
 
 
 def _meet_macs(
-    graph: ChannelGraph, scores: Scores, config: PruneConfig, align: int, dense_macs: int
+    graph: ChannelGraph, scores: Scores, config: PruneConfig, align: int, macs: int, dense_macs: int
 ) -> dict[str, np.ndarray]:
-    """Return the largest plan within the MACs budget, by bisection on the ratio."""
+    """Return the largest plan within the MACs budget, by bisection on the ratio.
+
+    Args:
+        macs: What the network needs in which the units are; `dense_macs` what the budget is a share of.
+    """
     assert config.max_macs is not None
     value, kind = parse_macs(config.max_macs)
-    limit = value if kind == "share" else value / dense_macs
+    limit = (value * dense_macs if kind == "share" else value) / max(macs, 1)
     low, high = 0.0, 0.999
+    whole = _choose(graph, scores, config, align, low)
+    if remaining_macs(graph, whole, macs) <= limit:
+        return whole
     best = _choose(graph, scores, config, align, high)
-    reached = remaining_macs(graph, best, dense_macs)
-    if reached > limit:
+    left = remaining_macs(graph, best, macs)
+    if left > limit:
+        reached = left * macs / max(dense_macs, 1)
         raise ConfigError(
             f"max_macs = {config.max_macs} cannot be met: the narrowest plan still has {reached:.3f} of the MACs",
             fix=f"ask for {reached + 0.005:.2f}x or more, or  -s prune.align=1",
@@ -211,7 +228,7 @@ def _meet_macs(
     for _ in range(24):
         middle = (low + high) / 2
         tried = _choose(graph, scores, config, align, middle)
-        if remaining_macs(graph, tried, dense_macs) <= limit:
+        if remaining_macs(graph, tried, macs) <= limit:
             best, high = tried, middle
         else:
             low = middle

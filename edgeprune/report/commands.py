@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.report import quantities as q
 from edgeprune.report.stages import metrics_text
-from edgeprune.report.text import bench_table, checks_table, compress_table, inspect_table, table
+from edgeprune.report.text import bench_table, blocks_table, checks_table, compress_table, inspect_table, table
 from edgeprune.values import Json
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ def inspect_text(found: Json, width: int) -> str:
     following = f"next: edgeprune compress {found['workload']} --ratio 0.5"
     if found["pruned"]:
         following = f"next: edgeprune export {found['workload']} -o {Path(found['workload']) / 'model.onnx'}"
-    return f"{inspect_table(found['network'], found['groups'], width)}\n{following}"
+    lines = [inspect_table(found["network"], found["groups"], width)]
+    if found.get("blocks"):
+        lines.append(blocks_table(found["blocks"], found["network"]["params"], width))
+    return "\n".join([*lines, following])
 
 
 def artifact_text(artifact: Json) -> str:
@@ -58,6 +61,9 @@ def prune_text(done: Json) -> str:
         f" equals the masked dense network: max |diff| {q.difference(done['check']['max_abs'])}, limit {limit}",
         f" wrote {folder}: {', '.join(done['files'])}",
     ]
+    gone = [row["name"] for row in done.get("blocks") or () if row["removed"]]
+    if gone:
+        lines.insert(1, f" removed whole: {', '.join(gone)}")
     if done["no_program"] is not None:
         lines.append(f" no pruned.pt2 ({done['no_program']}); plan.json and weights.safetensors rebuild the network")
     lines.append(f" next: edgeprune finetune {folder}   or  edgeprune export {folder} -o {Path(folder) / 'model.onnx'}")

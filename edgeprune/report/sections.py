@@ -52,7 +52,7 @@ def _run(index: int, result: Json, several: bool) -> Run:
         artifacts_note=_artifacts_note(result),
         trade_off=None if several else _trade_off(name, result, rows),
         bars=_bars(groups),
-        bars_note=_bars_note(groups),
+        bars_note=_bars_note(groups) + _blocks_note(result.get("blocks") or []),
         stages=tables.stages(metrics),
         training=plots.training(
             f"{name}-training", result.get("history") or [], metrics, result.get("best_epoch"), index
@@ -192,6 +192,13 @@ def _bars_note(groups: Sequence[Json]) -> str:
     text = f"{before - after} of {before} prunable channels were removed, in {len(free)} of {len(groups)} groups."
     text += " Solid is what is left, outlined what was removed"
     return text + (", hatched what cannot be pruned, with the reason." if len(free) < len(groups) else ".")
+
+
+def _blocks_note(blocks: Sequence[Json]) -> str:
+    gone = [str(row["name"]) for row in blocks if row["removed"]]
+    if not gone:
+        return ""
+    return f" Before that, {len(gone)} of {len(blocks)} residual blocks were removed whole: {', '.join(gone)}."
 
 
 def _environment(result: Json, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,9 @@ def _describe_plan(facts: Json) -> str:
     before = sum(group["channels_before"] for group in free)
     after = sum(group["channels_after"] for group in free)
     removed = f" ({q.share(1 - after / before)} removed)" if before else ""
-    return f"{len(free)} of {len(groups)} groups, {before} -> {after} channels{removed}, align {facts['align']}"
+    text = f"{len(free)} of {len(groups)} groups, {before} -> {after} channels{removed}, align {facts['align']}"
+    gone = [row["name"] for row in facts.get("blocks") or () if row["removed"]]
+    return f"without {', '.join(gone)}; {text}" if gone else text
 
 
 def _describe_apply(facts: Json) -> str:

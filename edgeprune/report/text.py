@@ -176,6 +176,29 @@ def inspect_table(network: Json, groups: Sequence[Json], width: int = 100) -> st
     return "\n".join(lines)
 
 
+def blocks_table(blocks: Sequence[Json], params: int, width: int = 100) -> str:
+    """Return what `inspect` shows of the residual blocks that can be removed whole.
+
+    Args:
+        blocks: `name`, `params`, `macs_share`, `influence` and `pinned` (reason or None) of every block.
+        params: Parameters of the network.
+    """
+    cells = [
+        [
+            block["name"],
+            q.share(block["params"] / max(params, 1)),
+            _share(block.get("macs_share")),
+            f"{block['influence']:.4f}",
+            "yes" if block["pinned"] is None else f"no   {block['pinned']}",
+        ]
+        for block in blocks
+    ]
+    free = sum(block["pinned"] is None for block in blocks)
+    header = ["block", "share of params", "share of MACs", "influence", "removable"]
+    summary = f"{len(blocks)} block{'' if len(blocks) == 1 else 's'}, {free} removable (prune.depth)"
+    return f"{table(header, cells, 'lrrrl', width)}\n{summary}"
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None else q.share(value)
 
