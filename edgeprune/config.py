@@ -28,7 +28,10 @@ class Section(BaseModel):
 
 
 class PruneConfig(Section):
-    """What to remove. `ratio` is the fraction of units removed; `max_macs` (such as `0.5x`) replaces it."""
+    """What to remove. `ratio` is the fraction of units removed; `max_macs` (such as `0.5x`) replaces it.
+
+    `rules` name the user's rules for operators, as `package.module:function` or `rules.py:function`.
+    """
 
     ratio: Ratio = 0.5
     max_macs: str | None = None
@@ -39,6 +42,7 @@ class PruneConfig(Section):
     keep: tuple[str, ...] = ()
     ratios: dict[str, Ratio] = Field(default_factory=dict)
     batches: int = Field(8, ge=1, description="batches of train_data for data-driven criteria")
+    rules: tuple[str, ...] = ()
 
 
 class FinetuneConfig(Section):

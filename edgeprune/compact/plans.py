@@ -14,11 +14,19 @@ from edgeprune.compact.outputs import Compacted, compact
 from edgeprune.compact.rehearse import analyse
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.graph import ChannelGraph
+from edgeprune.graph.checks import check_weights
+from edgeprune.graph.enter import enter
+from edgeprune.graph.flow import UserRules
 from edgeprune.pruning import PrunePlan
+from edgeprune.workload import as_inputs
 
 
 def apply(
-    model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...], graph: ChannelGraph | None = None
+    model: nn.Module,
+    plan: PrunePlan,
+    inputs: tuple[torch.Tensor, ...],
+    graph: ChannelGraph | None = None,
+    rules: UserRules | None = None,
 ) -> Compacted:
     """Return the network with the units a plan drops physically removed. The given network is not changed.
 
@@ -26,13 +34,16 @@ def apply(
         model: The dense network that the plan was made for, with any weights.
         inputs: Example tensors; the compacted network is compared with the masked dense one on them.
         graph: The channel groups, where they are already known.
+        rules: The user's rules for operators, as the plan was made with.
 
     Raises:
         ConfigError: The plan does not fit the network.
         ModelError: The smaller network cannot run; `where` is the user's line that expects the old size.
         VerificationError: It runs, but differs from the masked dense network.
     """
-    graph = graph or analyse(model, inputs)
+    model, inputs = enter(model).model, as_inputs(inputs)
+    check_weights(model)
+    graph = graph or analyse(model, inputs, rules=rules)
     check_fits(graph, plan)
     return compact(model, graph, plan.keep, inputs)
 
@@ -64,7 +75,11 @@ def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
 
 
 def rebuild(
-    model: nn.Module, plan: PrunePlan, weights: Mapping[str, torch.Tensor], inputs: tuple[torch.Tensor, ...]
+    model: nn.Module,
+    plan: PrunePlan,
+    weights: Mapping[str, torch.Tensor],
+    inputs: tuple[torch.Tensor, ...],
+    rules: UserRules | None = None,
 ) -> nn.Module:
     """Return the pruned network from a fresh dense one, a plan and the pruned weights.
 
@@ -72,7 +87,7 @@ def rebuild(
         ConfigError: The plan does not fit the network.
         ResolveError: The weights do not fit the pruned network.
     """
-    small = apply(model, plan, inputs).model
+    small = apply(model, plan, inputs, rules=rules).model
     load_pruned_(small, weights)
     return small
 

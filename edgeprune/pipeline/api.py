@@ -17,21 +17,23 @@ from edgeprune.pipeline.compress import compress as run_compress
 from edgeprune.pipeline.distributed import is_follower
 from edgeprune.targets import Target, find_target
 from edgeprune.values import Artifact, Check, Precision
-from edgeprune.workload import Workload, load_workload
+from edgeprune.workload import Workload, as_inputs, load_workload
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from edgeprune.bench import Comparison, Measurement
+    from edgeprune.graph.rules.custom import Entry
     from edgeprune.pruning import PrunePlan
 
     Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+    Inputs = tuple[torch.Tensor, ...] | list[tuple[torch.Tensor, ...]]
 
 
 def plan(
     model: nn.Module,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: Inputs,
     *,
     ratio: float = 0.5,
     criterion: str = "l2",
@@ -43,45 +45,56 @@ def plan(
     data: Batches | None = None,
     batches: int = 8,
     seed: int = 0,
+    rules: Sequence[Entry] = (),
 ) -> PrunePlan:
     """Choose which channels of every group to keep.
 
     Args:
-        inputs: Example tensors, batch first.
+        inputs: Example tensors, batch first. A network whose path depends on its data needs a list of such tuples that
+            take every path.
         ratio: Fraction of units removed, in [0, 1). `max_macs`, such as `0.5x`, replaces it.
         align: Kept units are a multiple of it.
         keep: Names or patterns of groups that are never pruned.
         step: Returns the loss of a batch; the criterion `taylor` needs it and `data`.
         batches: How many batches of `data` the criterion sees.
+        rules: Rules for operators that edgeprune does not know, as in `edgeprune.rules`; `apply` needs the same.
 
     Raises:
-        ConfigError: An argument is out of range, or the criterion needs what was not given.
+        ConfigError: An argument is out of range, a rule cannot be found, or the criterion needs what was not given.
         TraceError: The forward cannot be followed.
         NothingToPrune: Every group is pinned; the message lists the reasons.
     """
     from edgeprune.compact import analyse
     from edgeprune.config import validate
+    from edgeprune.graph.enter import enter
+    from edgeprune.graph.rules.custom import load_rules, reference
     from edgeprune.pruning import make_plan, score
 
     section = {"ratio": ratio, "criterion": criterion, "scope": scope, "align": align, "keep": tuple(keep)}
-    section |= {"max_macs": max_macs, "batches": batches}
+    section |= {"max_macs": max_macs, "batches": batches, "rules": tuple(map(reference, rules))}
     config: PruneConfig = validate({"prune": section}, "plan()").prune
-    graph = analyse(model, inputs)
+    model, inputs = enter(model).model, as_inputs(inputs)
+    graph = analyse(model, inputs, rules=load_rules(rules))
     seen = list(itertools.islice(_iterate(data), batches)) if data is not None else None
     scores = score(model, graph, criterion, inputs=inputs, train_step=step, batches=seen, seed=seed)
     return make_plan(graph, scores, config, align=align, model=model, inputs=inputs)
 
 
-def apply(model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
+def apply(model: nn.Module, plan: PrunePlan, inputs: Inputs, *, rules: Sequence[Entry] = ()) -> nn.Module:
     """Return the network without the units that the plan removes, verified on the example inputs.
+
+    Args:
+        inputs: As for `plan`.
+        rules: The rules that the plan was made with.
 
     Raises:
         VerificationError: The smaller network differs from the dense one with the removed units zeroed.
         ModelError: The network cannot be compacted.
     """
     from edgeprune.compact import apply as compact
+    from edgeprune.graph.rules.custom import load_rules
 
-    return compact(model, plan, inputs).model
+    return compact(model, plan, as_inputs(inputs), rules=load_rules(rules)).model
 
 
 def finetune(

@@ -105,9 +105,10 @@ def plan(session: Session) -> StageRecord:
     def work() -> tuple[tuple[str, ...], Json]:
         from edgeprune.compact import analyse
         from edgeprune.graph.cost import count_macs, count_params
+        from edgeprune.graph.rules.custom import load_rules
         from edgeprune.pruning import make_plan, score
 
-        graph = analyse(prepared.model, prepared.inputs)
+        graph = analyse(prepared.model, prepared.inputs, rules=load_rules(config.rules))
         data, step = training_source(prepared.workload)
         wanted = config.criterion in GRADIENT_CRITERIA and data is not None
         batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
@@ -134,6 +135,8 @@ def plan(session: Session) -> StageRecord:
     if session.run.reusable(key) is None:
         _keep_edited(session)
     record = run_stage(session, key, work, subject=rundir.PLAN)
+    for notice in prepared.notices:
+        session.notice("plan", notice)
     _tell_rounding(session, record)
     return record
 
@@ -156,9 +159,11 @@ def apply(session: Session, planned: StageRecord) -> StageRecord:
     def work() -> tuple[tuple[str, ...], Json]:
         from edgeprune.compact import apply as compact
         from edgeprune.graph.cost import count_macs, count_params
+        from edgeprune.graph.rules.custom import load_rules
         from edgeprune.pruning import PrunePlan
 
-        compacted = compact(prepared.model, PrunePlan.load(session.path(rundir.PLAN)), prepared.inputs)
+        chosen, rules = PrunePlan.load(session.path(rundir.PLAN)), load_rules(prepared.config.prune.rules)
+        compacted = compact(prepared.model, chosen, prepared.inputs, rules=rules)
         save_state(session.path(rundir.PRUNED), compacted.model.state_dict())
         facts = {
             "before": {"params": planned.facts["params"], "macs": planned.facts["macs"]},
@@ -176,11 +181,12 @@ def apply(session: Session, planned: StageRecord) -> StageRecord:
 def network(session: Session, weights: str) -> nn.Module:
     """Return the pruned network of the run's plan with the tensors of one of its weight files."""
     from edgeprune.compact import rebuild
+    from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning import PrunePlan
 
     prepared = session.prepared
-    chosen = PrunePlan.load(session.path(rundir.PLAN))
-    return rebuild(prepared.model, chosen, load_state(session.path(weights)), prepared.inputs)
+    chosen, rules = PrunePlan.load(session.path(rundir.PLAN)), load_rules(prepared.config.prune.rules)
+    return rebuild(prepared.model, chosen, load_state(session.path(weights)), prepared.inputs, rules)
 
 
 def recalibrate(session: Session, applied: StageRecord) -> StageRecord | None:

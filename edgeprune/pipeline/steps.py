@@ -38,17 +38,19 @@ def inspect(config: RunConfig) -> Json:
     """Return the channel groups of a network: what can be pruned, what not and why. Nothing is written.
 
     Args:
-        config: `workload`, `weights`, `trust_pickle`, `seed` and `prune.keep` count.
+        config: `workload`, `weights`, `trust_pickle`, `seed`, `prune.keep` and `prune.rules` count.
 
     Raises:
         TraceError: The forward cannot be followed.
     """
     from edgeprune.compact import analyse
     from edgeprune.graph.cost import count_macs, count_params
+    from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning.select import describe, hold
 
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
-    graph = hold(analyse(loaded.model, loaded.inputs), config.prune.keep)
+    rules = load_rules(config.prune.rules)
+    graph = hold(analyse(loaded.model, loaded.inputs, rules=rules), config.prune.keep)
     params = count_params(loaded.model)
     network = {
         "name": type(loaded.model).__name__,
@@ -89,6 +91,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     from edgeprune.compact import analyse
     from edgeprune.compact import apply as compact
     from edgeprune.graph.cost import count_macs, count_params
+    from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning import PrunePlan, make_plan, score
 
     check_settings(config)
@@ -102,7 +105,9 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     model, inputs = loaded.model, loaded.inputs
     listen(Event(stage="plan", state="begin"))
-    graph = analyse(model, inputs)
+    for notice in loaded.notices:
+        listen(Event(stage="plan", state="notice", notice=notice))
+    graph = analyse(model, inputs, rules=load_rules(config.prune.rules))
     if chosen is None:
         with seeded(config.seed, "plan"):
             data, step = training_source(workload)
