@@ -62,7 +62,8 @@ class Workload:
     """The user's functions. Only `model` and `inputs` are always there.
 
     `inputs` returns a tuple of example tensors, batch first, or a list of such tuples.
-    `train_step(model, batch)` returns the loss. `evaluate(model)` returns named metrics; higher is better unless the name ends in `_loss` or `_error`.
+    `train_step(model, batch)` returns the loss. `evaluate(model)` returns named metrics; higher is better unless the
+    name ends in `_loss` or `_error`.
     """
 
     name: str

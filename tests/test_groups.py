@@ -147,7 +147,7 @@ def test_unit_numbers_read_as_channels() -> None:
         assert first == sorted(first)
 
 
-def seeded() -> torch.Generator:
+def seed() -> torch.Generator:
     """Return random numbers that are the same in every forward."""
     return torch.Generator().manual_seed(0)
 
@@ -163,10 +163,10 @@ REASONS: dict[str, tuple[Callable[..., Any], str]] = {
     "step": (lambda m, x: m.b(m.a(x)) + m.a(x)[:, ::8], "one position of it is cut off"),
     "cumsum": (lambda m, x: m.b(m.a(x).cumsum(1)), "torch.cumsum runs over this dimension"),
     "sampled": (
-        lambda m, x: m.b(m.a(x).uniform_(generator=seeded())),
+        lambda m, x: m.b(m.a(x).uniform_(generator=seed())),
         "torch.uniform makes values that depend on the position",
     ),
-    "noise": (lambda m, x: m.b(m.a(x) * torch.rand(8, generator=seeded())), "mul ties it to something of fixed size"),
+    "noise": (lambda m, x: m.b(m.a(x) * torch.rand(8, generator=seed())), "mul ties it to something of fixed size"),
 }
 
 

@@ -158,8 +158,10 @@ class Flow:
             self.activations.add(ref.id)
         if record is not self.record:
             known = {name: key for key, name in self.record.tensors.items()}
+            taken = {ref.id for call in record.calls for ref in refs(call.args)}
             for key, name in record.tensors.items():
-                self.labels[key] = self.of(Ref(known[name], self.record.shapes[name]))
+                if key in taken:  # what no forward takes has no channels
+                    self.labels[key] = self.of(Ref(known[name], self.record.shapes[name]))
             self._names.update(record.tensors)
 
     def _follow(self, call: Call) -> None:
