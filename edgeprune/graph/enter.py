@@ -148,10 +148,23 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _write_down_(module: nn.Module) -> None:
-    """Replace the computed weights of one module by plain parameters, in place."""
+    """Replace the computed weights of one module by plain tensors, in place.
+
+    A parametrized module has a class of its own, which its copies share: torch's `remove_parametrizations` would take
+    the weight from the original too. So the copy gets the class back that it had before.
+    """
     if parametrize.is_parametrized(module):
-        for name in list(module.parametrizations):  # type: ignore[arg-type]
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        lists: Any = module.parametrizations
+        values = {name: (getattr(module, name).detach().clone(), found) for name, found in lists.items()}
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+        for name, (value, found) in values.items():
+            originals = list(found.parameters(recurse=False))
+            if originals:
+                trained = any(original.requires_grad for original in originals)
+                module.register_parameter(name, nn.Parameter(value, requires_grad=trained))
+            else:
+                module.register_buffer(name, value)
     for hook in _hooks(module):
         remove: Callable[..., Any] = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
         remove(module, hook.name)
