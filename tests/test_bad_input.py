@@ -350,17 +350,15 @@ class Lazy(nn.Module):
         return self.b(F.relu(self.a(x * self.table)))
 
 
-@pytest.mark.parametrize("what", ["buffer", "attribute"])
+@pytest.mark.parametrize("what", ["buffer", "attribute", "wide"])
 def test_tables_made_in_forward_are_followed(what: str) -> None:
     pruned(Lazy(what).eval(), x())
 
 
-@pytest.mark.parametrize("what", ["wide", "module"])
-def test_made_in_forward_with_the_old_width_is_pinned_or_recorded(what: str) -> None:
-    try:
-        pruned(Lazy(what).eval(), x())
-    except NothingToPrune as error:
-        assert "pinned" in str(error.fix)
+def test_a_module_made_in_forward_keeps_what_it_reads() -> None:
+    with pytest.raises(NothingToPrune) as caught:
+        pruned(Lazy("module").eval(), x())
+    assert "linear ties it to something of fixed size" in str(caught.value.fix)
 
 
 # 5. Types and devices

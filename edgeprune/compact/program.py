@@ -100,7 +100,7 @@ class Captured(nn.Module):
                 raise ValueError(f"{code.origin} was captured with {value!r} as an argument, not {leaves[position]!r}")
         tensors = [leaf for position, leaf in enumerate(leaves) if position not in code.fixed]
         own = [reduce(getattr, name.split("."), self) for name in code.names]
-        return pytree.tree_unflatten(code.run(self.training, *tensors, *own), code.result_spec)
+        return code.result_spec.unflatten(code.run(self.training, *tensors, *own))
 
 
 def capture(

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import ModelError, TraceError
 from edgeprune.graph.checks import check_outputs, check_repeated, failed, own_inputs, reads_refused
+from edgeprune.graph.results import take_apart
 from edgeprune.graph.structure import output_tensors, shared_copy
 
 # Operators that turn tensor data into Python numbers; on data from the inputs they mean data-dependent control flow.
@@ -325,7 +326,7 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
         def leave(_module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
             path = recorder.module
             recorder.module, start, (args, args_spec) = stack.pop()
-            leaves, spec = pytree.tree_flatten(result)
+            leaves, spec = take_apart(result)
             recorder.spans.append(
                 Span(
                     path=path,
