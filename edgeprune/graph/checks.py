@@ -81,8 +81,6 @@ def check_outputs(model: nn.Module, result: Any, returned: list[torch.Tensor], t
         raise TraceError(
             f"{kind} returned no tensor but {type(result).__name__}", fix="return the tensors that forward computes"
         )
-    if not any(tensor.numel() for tensor in returned):
-        raise TraceError(f"{kind} returned empty tensors only", fix="give inputs on which it returns values")
     if not training and any(bool(tensor.isnan().any()) for tensor in returned if tensor.device.type != "meta"):
         broken = [name for name, tensor in model.named_parameters() if not tensor.is_meta and not _finite(tensor)]
         what = f"; {broken[0]} is not finite" if broken else ""
@@ -99,7 +97,7 @@ def _finite(tensor: torch.Tensor) -> bool:
 def check_repeated(
     model: nn.Module, first: list[torch.Tensor], again: Callable[[], list[torch.Tensor]], random: str
 ) -> None:
-    """Refuse a network that returns something else when it runs again.
+    """Refuse a network that returns no values, or something else when it runs again.
 
     Args:
         again: Runs it once more and returns its tensors.
@@ -109,6 +107,8 @@ def check_repeated(
         TraceError: It does, or fails.
     """
     kind = type(model).__name__
+    if not any(tensor.numel() for tensor in first):
+        raise TraceError(f"{kind} returned empty tensors only", fix="give inputs on which it returns values")
     try:
         second = again()
     except Exception as error:
