@@ -253,6 +253,24 @@ def _ties_both(flow: Flow, call: Call) -> None:
     flow.set(call.result, flow.of(call.args["x"]))
 
 
+@torch.library.custom_op("edgeprune_test::strict", mutates_args=())
+def strict(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Knows one width only."""
+    assert x.shape[1] == 16
+    return x * weight.reshape(-1, 1, 1)
+
+
+class Strict(Gated):
+    def mixed(self, x):
+        return torch.ops.edgeprune_test.strict(x, self.scale)
+
+
+def test_an_operator_that_raises_on_fewer_channels_is_pinned() -> None:
+    graph = analyse(built(Strict), INPUTS, rules=load_rules([own(_ties_both, "edgeprune_test::strict")]))
+    assert pinned(graph, "a") == "the code expects the old size here"
+    assert free(graph) == ["b"]
+
+
 def test_a_built_in_rule_is_not_replaced_without_a_word() -> None:
     def pins_all(flow: Flow, call: Call) -> None:
         flow.give_up(call, "not today")

@@ -259,7 +259,7 @@ def write_program(path: Path, model: nn.Module, inputs: tuple[torch.Tensor, ...]
     double = tuple(torch.cat([tensor, tensor]) if tensor.dim() > 0 else tensor for tensor in inputs)
     free = tuple({0: torch.export.Dim.AUTO} if tensor.dim() > 0 else None for tensor in inputs)
     reason = ""
-    for arguments, shapes in ((double, free), (inputs, None)):
+    for arguments, shapes in ((double, free), (tuple(inputs), None)):
         try:
             program = torch.export.export(model.eval(), arguments, dynamic_shapes=shapes)
         except Exception as error:  # noqa: BLE001 torch.export raises many kinds; the network itself is already saved
