@@ -31,6 +31,9 @@ class PruneConfig(Section):
     """What to remove. `ratio` is the fraction of units removed; `max_macs` (such as `0.5x`) replaces it.
 
     `depth` is the fraction of the removable residual blocks that go whole; `blocks` names some that go in any case.
+    `rules` name the user's rules for operators, as `package.module:function` or `rules.py:function`.
+    `output` says what may come out: `eager` the user's own module only, `graph` recorded calls, `auto` the first of
+    them that is right. `split_recurrent` gives every layer and direction of an LSTM, GRU or RNN a width of its own.
     """
 
     ratio: Ratio = 0.5
@@ -39,11 +42,14 @@ class PruneConfig(Section):
     blocks: tuple[str, ...] = ()
     criterion: str = "l2"
     scope: Literal["global", "local"] = "local"
+    output: Literal["auto", "eager", "graph"] = "auto"
+    split_recurrent: bool = False
     align: Count | Literal["target"] = "target"
     min_channels: int = Field(1, ge=1)
     keep: tuple[str, ...] = ()
     ratios: dict[str, Ratio] = Field(default_factory=dict)
     batches: int = Field(8, ge=1, description="batches of train_data for data-driven criteria")
+    rules: tuple[str, ...] = ()
 
 
 class FinetuneConfig(Section):

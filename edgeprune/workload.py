@@ -27,6 +27,21 @@ if TYPE_CHECKING:
     Model = nn.Module
     Tensors = tuple[torch.Tensor, ...]
 
+
+class Examples(tuple["torch.Tensor", ...]):
+    """The main example of a network's inputs, with further ones that take other paths through it.
+
+    As a tuple it is the main example alone. `others` are tied to it: what one of them needs is not removed.
+    """
+
+    others: tuple[Tensors, ...] = ()
+
+    def __new__(cls, main: Tensors, others: Iterable[Tensors] = ()) -> Examples:
+        made = super().__new__(cls, main)
+        made.others = tuple(others)
+        return made
+
+
 REQUIRED = ("model", "inputs")
 OPTIONAL = (
     "train_step",
@@ -46,8 +61,9 @@ TEMPLATES = {
 class Workload:
     """The user's functions. Only `model` and `inputs` are always there.
 
-    `inputs` returns a tuple of example tensors, batch first. `train_step(model, batch)` returns the loss.
-    `evaluate(model)` returns named metrics; higher is better unless the name ends in `_loss` or `_error`.
+    `inputs` returns a tuple of example tensors, batch first, or a list of such tuples.
+    `train_step(model, batch)` returns the loss. `evaluate(model)` returns named metrics; higher is better unless the
+    name ends in `_loss` or `_error`.
     """
 
     name: str
@@ -109,22 +125,47 @@ def build_model(workload: Workload, weights: str | None = None, trust_pickle: bo
 
 
 def example_inputs(workload: Workload) -> Tensors:
-    """Return the example tensors of the workload as a tuple.
+    """Return the example tensors of the workload as a tuple; `Examples` where `inputs()` returns a list of tuples.
 
     Raises:
         ModelError: `inputs()` failed or returned something else than tensors.
     """
+    return as_inputs(call(workload, "inputs"), "inputs() returned", workload.source)
+
+
+def as_inputs(value: Any, source: str = "the inputs are", where: str | None = None) -> Tensors:
+    """Return example inputs as a tuple of tensors; a list of tuples becomes `Examples`, the first the main one.
+
+    Args:
+        source: How a message about the value begins.
+
+    Raises:
+        ModelError: There is something else than tensors in it, or a tensor without values.
+    """
     import torch
 
-    value = call(workload, "inputs")
+    if isinstance(value, list) and value and all(isinstance(example, tuple) for example in value):
+        first, *others = (as_inputs(example, source, where) for example in value)
+        return Examples(first, others) if others else first
     tensors = (value,) if isinstance(value, torch.Tensor) else value
-    if not isinstance(tensors, tuple | list) or not tensors or not all(isinstance(t, torch.Tensor) for t in tensors):
+    if not isinstance(tensors, tuple | list) or not tensors:
         raise ModelError(
-            f"inputs() returned {type(value).__name__}, not a tuple of tensors",
-            where=workload.source,
-            fix=TEMPLATES["inputs"],
+            f"{source} {type(value).__name__}, not a tuple of tensors", where=where, fix=TEMPLATES["inputs"]
         )
-    return tuple(tensors)
+    for number, tensor in enumerate(tensors):
+        if not isinstance(tensor, torch.Tensor):
+            raise ModelError(
+                f"{source} a {type(tensor).__name__} as input {number}, not a tuple of tensors",
+                where=where,
+                fix="wrap the network in a module whose forward takes tensors only and puts the rest in itself",
+            )
+        if tensor.numel() == 0:
+            raise ModelError(
+                f"input {number} has the shape {tuple(tensor.shape)} and no values, so nothing can be compared",
+                where=where,
+                fix="give inputs with values",
+            )
+    return tensors if isinstance(tensors, Examples) else tuple(tensors)
 
 
 def call(workload: Workload, function: str, *args: Any) -> Any:
@@ -266,10 +307,28 @@ def _weights_error(path: str, error: Exception, trust_pickle: bool) -> ResolveEr
     )
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_code(reference: str) -> ModuleType:
+    """Return the module that a dotted name or the path of a `.py` file names; one that is loaded is not run again.
+
+    Raises:
+        ResolveError: There is none, or it cannot be imported.
+    """
+    if not reference.endswith(".py"):
+        return sys.modules[reference] if reference in sys.modules else _import_name(reference)
+    path = Path(reference)
+    if not path.is_file():
+        raise ResolveError(f"no file {path}", fix="name an existing .py file, from the folder you are in")
+    for module in list(sys.modules.values()):
+        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if isinstance(file, str) and Path(file).name == path.name and Path(file).resolve() == path.resolve():
+            return module
+    return _import_file(path, "rules")
+
+
+def _import_file(path: Path, kind: str = "workload") -> ModuleType:
     if not path.is_file():
         raise ResolveError(f"no workload {path}", fix="edgeprune init writes one")
-    name = f"edgeprune_workload_{path.stem}"
+    name = f"edgeprune_{kind}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ResolveError(f"{path} is not a Python file")

@@ -23,7 +23,7 @@ WRITTEN += sorted((ROOT / "benchmarks" / "workloads").glob("*.py"))
 LAYERS = (
     ("version", "errors", "values"),
     ("config", "targets", "workload", "demo"),
-    ("graph",),
+    ("graph", "rules"),
     ("pruning",),
     ("compact",),
     ("training",),

@@ -211,15 +211,29 @@ def test_code_can_be_read() -> None:
     assert "calls recorded from Net" in repr(small)
 
 
-def test_an_object_as_output_cannot_be_captured() -> None:
+def test_an_object_as_output_is_put_together_again() -> None:
     class Result:
         def __init__(self, logits: torch.Tensor) -> None:
             self.logits = logits
 
-    model = Net(lambda m, x: Result(m.a(x)), a=nn.Linear(6, 8)).eval()
+    model = Net(lambda m, x: Result(m.b(m.a(x).view(-1, 8))), a=nn.Linear(6, 8), b=nn.Linear(8, 2)).eval()
+    found = captured(model, ROWS)(*ROWS)
+    assert type(found) is Result
+    assert found.logits.shape == (3, 2)
+
+
+def test_an_object_that_cannot_be_copied_cannot_be_captured() -> None:
+    class Sealed:
+        def __init__(self, logits: torch.Tensor) -> None:
+            self.logits = logits
+
+        def __copy__(self):
+            raise TypeError("sealed")
+
+    model = Net(lambda m, x: Sealed(m.a(x)), a=nn.Linear(6, 8)).eval()
     recorded = record(model, ROWS)
     steps = [(call.func, call.args) for call in recorded.calls]
-    with pytest.raises(Uncapturable, match="returns Result"):
+    with pytest.raises(Uncapturable, match="returns Sealed"):
         capture(model, recorded, steps, recorded.spans[-1], None, "Net")
 
 

@@ -51,7 +51,7 @@ class Skip(nn.Module):
             raise TypeError(f"{self._origin} was removed; call what is left with the same arguments") from None
         if self._copies:
             leaves[passage.position] = leaves[passage.position].clone()
-        return pytree.tree_unflatten(leaves, passage.spec)
+        return passage.spec.unflatten(leaves)
 
 
 def removable(model: nn.Module, inputs: Inputs) -> tuple[Block, ...]:

@@ -59,6 +59,8 @@ def compact(
         ModelError: The smaller network cannot run; `where` is the user's line that expects the old size.
         VerificationError: It runs, but differs from the masked dense network.
     """
+    if graph.branching:  # recorded calls say what one path does
+        output = "eager"
     reference = Reference(model, graph, keep, inputs)
     failure: EdgePruneError | None = None
     if output != "graph":

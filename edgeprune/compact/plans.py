@@ -12,15 +12,25 @@ import torch
 from torch import nn
 
 from edgeprune.compact.depth import unknown_block, without_blocks
-from edgeprune.compact.outputs import Compacted, compact
+from edgeprune.compact.outputs import Compacted, Output, compact
+from edgeprune.compact.recurrent import split_recurrent
 from edgeprune.compact.rehearse import analyse
-from edgeprune.errors import ConfigError, ResolveError
+from edgeprune.compact.verify import difference, run
+from edgeprune.errors import ConfigError, ResolveError, VerificationError
 from edgeprune.graph import ChannelGraph
+from edgeprune.graph.checks import check_weights
+from edgeprune.graph.enter import enter
+from edgeprune.graph.flow import UserRules
 from edgeprune.pruning import PrunePlan
+from edgeprune.workload import as_inputs
 
 
 def apply(
-    model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...], graph: ChannelGraph | None = None
+    model: nn.Module,
+    plan: PrunePlan,
+    inputs: tuple[torch.Tensor, ...],
+    graph: ChannelGraph | None = None,
+    rules: UserRules | None = None,
 ) -> Compacted:
     """Return the network with the blocks and units a plan drops physically removed. The given one is not changed.
 
@@ -30,21 +40,50 @@ def apply(
         model: The dense network that the plan was made for, with any weights.
         inputs: Example tensors; the compacted network is compared with the masked dense one on them.
         graph: The channel groups of the network without the plan's blocks, where they are already known.
+        rules: The user's rules for operators, as the plan was made with.
 
     Raises:
         ConfigError: The plan does not fit the network.
         ModelError: The smaller network cannot run; `where` is the user's line that expects the old size.
         VerificationError: It runs, but differs from the masked dense network.
     """
+    inputs = as_inputs(inputs)
+    model = prepared(model, inputs, split=bool(plan.settings.get("split_recurrent")))
+    check_weights(model)
     if not plan.blocks:
-        graph = graph or analyse(model, inputs)
+        graph = graph or analyse(model, inputs, output_of(plan), rules)
         check_fits(graph, plan)
-        return compact(model, graph, plan.keep, inputs)
+        return compact(model, graph, plan.keep, inputs, output_of(plan))
     shallow, check = without_blocks(model, plan.blocks, inputs)
-    graph = graph or analyse(shallow, inputs)
+    graph = graph or analyse(shallow, inputs, output_of(plan), rules)
     check_fits(graph, plan)
-    compacted = compact(shallow, graph, plan.keep, inputs)
+    compacted = compact(shallow, graph, plan.keep, inputs, output_of(plan))
     return compacted if compacted.check.max_rel >= check.max_rel else replace(compacted, check=check)
+
+
+def prepared(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, split: bool) -> nn.Module:
+    """Return the network that plans speak of: without wrappers and computed weights, recurrent layers split on demand.
+
+    Raises:
+        VerificationError: The network with split layers differs.
+    """
+    entered = enter(model).model
+    if not split:
+        return entered
+    apart: nn.Module = split_recurrent(entered)
+    check = difference(run(entered, inputs), run(apart, inputs))
+    if not check.passed:
+        raise VerificationError(
+            f"the network with split recurrent layers differs on {check.output}: {check.max_rel:.1e}",
+            fix="-s prune.split_recurrent=false",
+        )
+    return apart
+
+
+def output_of(plan: PrunePlan) -> Output:
+    """Return which output a plan was made for; older plans accept any."""
+    found: Output = plan.settings.get("output", "auto")
+    return found
 
 
 def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
@@ -81,7 +120,11 @@ def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
 
 
 def rebuild(
-    model: nn.Module, plan: PrunePlan, weights: Mapping[str, torch.Tensor], inputs: tuple[torch.Tensor, ...]
+    model: nn.Module,
+    plan: PrunePlan,
+    weights: Mapping[str, torch.Tensor],
+    inputs: tuple[torch.Tensor, ...],
+    rules: UserRules | None = None,
 ) -> nn.Module:
     """Return the pruned network from a fresh dense one, a plan and the pruned weights.
 
@@ -89,7 +132,7 @@ def rebuild(
         ConfigError: The plan does not fit the network.
         ResolveError: The weights do not fit the pruned network.
     """
-    small = apply(model, plan, inputs).model
+    small = apply(model, plan, inputs, rules=rules).model
     load_pruned_(small, weights)
     return small
 

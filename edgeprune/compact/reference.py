@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import VerificationError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import UNNUMBERED, attention_in_parts, bind
+from edgeprune.graph.capture import UNNUMBERED, attention_in_parts, bind, operator_name
 from edgeprune.graph.groups import Dim
 from edgeprune.graph.structure import aliases, copy_model, named_tensors, output_tensors
 
@@ -78,7 +78,7 @@ class _MaskedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        base = func._schema.name.split("::")[-1].rstrip("_")
+        base = operator_name(func)
         self._index += base not in UNNUMBERED
         if base in UNNUMBERED or self._index not in self._marks:
             return func(*args, **kwargs)

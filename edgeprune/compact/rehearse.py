@@ -19,27 +19,43 @@ from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError, ModelError
 from edgeprune.graph import ChannelGraph, trace
+from edgeprune.graph.checks import check_weights
+from edgeprune.graph.enter import enter
+from edgeprune.graph.flow import UserRules
 from edgeprune.graph.labels import Pin
 from edgeprune.graph.structure import double_copy, named_tensors
 from edgeprune.pruning.select import resting
+from edgeprune.workload import as_inputs
 
 
-def analyse(model: nn.Module, inputs: tuple[torch.Tensor, ...], output: Output = "auto") -> ChannelGraph:
+def analyse(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    output: Output = "auto",
+    rules: UserRules | None = None,
+) -> ChannelGraph:
     """Return the channel groups of a network whose removal comes out right.
 
     Args:
         output: `eager` if only the user's own module will do, so that its code must survive the removal.
+        rules: The user's rules for operators.
 
     Raises:
         TraceError: The forward cannot be followed.
+        ModelError: The network has no weights.
     """
-    return rehearse(model, trace(model, inputs), inputs, output)
+    model = enter(model).model
+    check_weights(model)
+    inputs = as_inputs(inputs)
+    return rehearse(model, trace(model, inputs, rules), inputs, output)
 
 
 def rehearse(
     model: nn.Module, graph: ChannelGraph, inputs: tuple[torch.Tensor, ...], output: Output = "auto"
 ) -> ChannelGraph:
     """Return the graph with the groups pinned whose trial removal fails or differs."""
+    if graph.branching:  # recorded calls say what one path does
+        output = "eager"
     while graph.free:
         rest = resting(graph)
         names = [group.name for group in graph.free if group.name not in rest]

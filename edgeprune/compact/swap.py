@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from edgeprune.compact.eager import repaired
 from edgeprune.compact.program import Step, Uncapturable, capture, replay
@@ -20,6 +19,7 @@ from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference, check_training
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph.capture import Record, Ref, Span, attention_in_parts
+from edgeprune.graph.results import take_apart
 from edgeprune.graph.structure import named_tensors, shared_copy
 from edgeprune.values import Check
 
@@ -176,7 +176,7 @@ def _first_wrong(
 
     def leave(path: str, result: Any) -> None:
         watch.open.pop()
-        traces = [_trace(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        traces = [_trace(leaf) for leaf in take_apart(result)[0] if isinstance(leaf, torch.Tensor)]
         known = rows[watch.count] if watch.count < len(rows) else ("", [])
         watch.count += 1
         if known[0] != path or _differ(known[1], traces):

@@ -22,12 +22,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import ModelError, TraceError
+from edgeprune.graph.checks import check_outputs, check_repeated, failed, own_inputs, reads_refused
+from edgeprune.graph.results import take_apart
 from edgeprune.graph.structure import output_tensors, shared_copy
-from edgeprune.workload import user_line
 
 # Operators that turn tensor data into Python numbers; on data from the inputs they mean data-dependent control flow.
 # `numpy()` and `tolist()` show themselves by the `resolve_neg` that they call before they read.
 _READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "resolve_neg"})
+# Reads of one value, as an `if` makes them: with several examples every path can be recorded.
+_BRANCHES = frozenset({"_local_scalar_dense", "item", "is_nonzero"})
 # Calls without a number: torch inserts a detach where somebody else, such as a recorder, holds the tensor.
 UNNUMBERED = frozenset({"detach"})
 # Operators that pick positions by the values of a tensor; constant values are kept so that labels can follow them.
@@ -52,7 +55,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One ATen call. `name` is the base name without overload and in-place underscore; `args` are bound by name.
+    """One call of an operator. `name` is what `operator_name` makes of it; `args` are bound by name.
 
     `index` counts the calls before it, without those in `UNNUMBERED`. `depends` tells whether any argument comes from
     the inputs or is a parameter or buffer. `picked` holds the values of constant tensors that pick positions.
@@ -98,7 +101,8 @@ class Record:
 
     `constants` are the tensors that are neither: plain attributes of modules and tensors made outside of torch.
     `spans` are the runs of all modules in the order in which they ended; the last one is the network's own.
-    `dtypes` are those of parameters, buffers and inputs.
+    `dtypes` are those of parameters, buffers and inputs. `reads` are the lines at which values of the data decided on
+    the path.
     """
 
     calls: tuple[Call, ...]
@@ -110,13 +114,17 @@ class Record:
     constants: dict[int, torch.Tensor]
     spans: tuple[Span, ...]
     dtypes: dict[int, torch.dtype]
+    reads: tuple[str, ...] = ()
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the calls of one forward. Tensors are kept alive so that identities stay unique."""
 
-    def __init__(self, known: list[torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> None:
+    def __init__(self, known: list[torch.Tensor], inputs: tuple[torch.Tensor, ...], *, branches: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.branches = branches
+        self.reads: list[str] = []
+        self.random = ""
         self.calls: list[Call] = []
         self.spans: list[Span] = []
         self.constants: dict[int, torch.Tensor] = {}
@@ -136,17 +144,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.split("::")[-1]
+        base = operator_name(func)
         inputs = _tensors((args, kwargs))
         depends = any(_storage(tensor) in self._from_inputs and id(tensor) not in self._counts for tensor in inputs)
         where = source_line()
-        if name in _READS and depends:
-            self.refusal = TraceError(
-                "the network reads values of its data into Python (an if, a size or a computation outside torch)",
-                where=where,
-                fix="express the choice with torch.where or masks, or take it out of forward",
-            )
-            raise self.refusal
+        if base in _READS and depends:
+            if not self.branches or base not in _BRANCHES:
+                self.refusal = reads_refused(where, branch=base in _BRANCHES)
+                raise self.refusal
+            self.reads.append(where)
         if any(_storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
             self.refusal = TraceError(
                 "the network writes to one of its parameters in forward",
@@ -154,7 +160,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 fix="make it a buffer: self.register_buffer(...)",
             )
             raise self.refusal
-        base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        if torch.Tag.nondeterministic_seeded in func.tags and not self.random:
+            self.random = where
         for tensor in inputs:
             if id(tensor) not in self._alive:
                 self.constants[self.refer(tensor).id] = tensor.clone()
@@ -162,9 +169,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bound = self.refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
         result = func(*args, **kwargs)
         outputs = _tensors(result)
-        if name == "_pack_padded_sequence":
+        if base == "_pack_padded_sequence":
             self._batch_sizes.add(id(outputs[1]))
-        if self._counts_sequences(name, args):
+        if self._counts_sequences(base, args):
             self._counts.add(id(result))
         elif depends:
             self._from_inputs.update(_storage(tensor) for tensor in outputs)
@@ -215,18 +222,26 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
 
 
-def record(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, training: bool = False) -> Record:
+def record(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    *,
+    training: bool = False,
+    branches: bool = False,
+    repeat: bool = False,
+) -> Record:
     """Run the network once on a copy, in evaluation mode, and return what it called.
 
     Args:
         training: In training mode instead.
+        branches: Values of the data may decide on the path; the record says where.
+        repeat: Run the copy once more and refuse a network that then returns something else.
 
     Raises:
-        TraceError: The forward fails, reads data into Python, or returns something without tensors.
+        TraceError: The forward fails, reads data into Python, is not repeatable or returns nothing with tensors.
         ModelError: The network cannot be copied, has parameters without a shape or returns NaN.
     """
     working = shared_copy(model).train(training)
-    inputs = tuple(tensor.clone() for tensor in inputs)  # a forward may change its inputs in place
     names: dict[int, list[str]] = {}
     known: dict[int, torch.Tensor] = {}
     for name, tensor in _named_tensors(working):
@@ -234,42 +249,44 @@ def record(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, training: bool
             raise ModelError(f"{name} has no shape yet", fix="run one forward before: model(*inputs)")
         names.setdefault(id(tensor), []).append(name)
         known[id(tensor)] = tensor
-    recorder = Recorder(list(known.values()), inputs)
+    own = own_inputs(model, inputs)
+    recorder = Recorder(list(known.values()), own, branches=branches)
     hooks = _follow_modules(working, recorder)
     try:
-        with torch.random.fork_rng(enabled=training), torch.inference_mode(), attention_in_parts(), recorder:
-            result = working(*inputs)
+        with torch.random.fork_rng(), torch.inference_mode(), attention_in_parts(), recorder:
+            result = working(*own)
     except TraceError:
         raise
     except Exception as error:
-        raise TraceError(
-            f"the forward failed on the example inputs: {type(error).__name__}: {error}",
-            where=user_line(error, type(model).__name__),
-        ) from error
+        raise failed(model, inputs, error) from error
     finally:
         for hook in hooks:
             hook.remove()
     if recorder.refusal is not None:  # the network caught it
         raise recorder.refusal
     returned = output_tensors(result)
-    if not returned:
-        raise TraceError(f"{type(model).__name__} returned no tensor but {type(result).__name__}")
-    if not training and any(bool(tensor.isnan().any()) for tensor in returned if tensor.device.type != "meta"):
-        raise ModelError(
-            f"{type(model).__name__} returns NaN on the example inputs, so nothing can be compared with it",
-            fix="check the weights and the inputs of the workload",
-        )
+    check_outputs(model, result, returned, training)
+    if repeat and not training:
+        check_repeated(model, returned, lambda: _again(working, own_inputs(model, inputs)), recorder.random)
     return Record(
         calls=tuple(recorder.calls),
         tensors={recorder.refer(known[key]).id: found[0] for key, found in names.items()},
         names={found[0]: tuple(found) for found in names.values()},
         shapes={names[key][0]: tuple(tensor.shape) for key, tensor in known.items()},
-        inputs=tuple(recorder.refer(tensor) for tensor in inputs),
+        inputs=tuple(recorder.refer(tensor) for tensor in own),
         outputs=tuple(recorder.refer(tensor) for tensor in returned),
         constants=recorder.constants,
         spans=tuple(recorder.spans),
         dtypes={recorder.refer(tensor).id: tensor.dtype for tensor in (*known.values(), *inputs)},
+        reads=tuple(dict.fromkeys(recorder.reads)),
     )
+
+
+def _again(working: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Run a copy that has run before once more, with other random numbers."""
+    with torch.random.fork_rng(), torch.inference_mode(), attention_in_parts():
+        torch.rand(7)
+        return output_tensors(working(*inputs))
 
 
 @contextmanager
@@ -323,7 +340,7 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
         def leave(_module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
             path = recorder.module
             recorder.module, start, (args, args_spec) = stack.pop()
-            leaves, spec = pytree.tree_flatten(result)
+            leaves, spec = take_apart(result)
             recorder.spans.append(
                 Span(
                     path=path,
@@ -339,6 +356,17 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
         hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         hooks.append(module.register_forward_hook(leave, with_kwargs=True))
     return hooks
+
+
+def operator_name(func: Any) -> str:
+    """Return an operator's base name without overload and in-place underscore, such as `add`.
+
+    Operators that are not PyTorch's own keep their namespace and their name as it is, such as `mylib::add_`.
+    """
+    namespace, _, name = func._schema.name.rpartition("::")
+    if namespace not in ("", "aten", "prim", "prims"):
+        return str(func._schema.name)
+    return str(name[:-1] if name.endswith("_") and not name.endswith("__") else name)
 
 
 def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ change when positions are gone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgeprune.graph.capture import Call, Record, Ref
 from edgeprune.graph.labels import Atoms, Ids, Label, Pin
+from edgeprune.workload import user_line
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,14 @@ Rule = Callable[["Flow", Call], None]
 Resize = Callable[[Call, Widths], "dict[str, Any] | tuple[Any, dict[str, Any]]"]
 RULES: dict[str, Rule] = {}
 RESIZES: dict[str, Resize] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserRules:
+    """Rules and resizes of the user, by operator name. They hold for one analysis and come before the built-in ones."""
+
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    resizes: Mapping[str, Resize] = field(default_factory=dict)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -78,8 +87,12 @@ class Pieces:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A call whose result depends on which positions exist; `labels` by argument name and dimension."""
+    """A call whose result depends on which positions exist; `labels` by argument name and dimension.
 
+    `record` is the number of the record that it belongs to: 0 for the main one, then as in `Flow.others`.
+    """
+
+    record: int
     call: int
     name: str
     labels: dict[tuple[str, int], Ids]
@@ -104,9 +117,10 @@ class Flow:
     Args:
         record: The forward that is pruned.
         others: Further forwards of the same network (in training mode, on other inputs): their calls tie channels too.
+        own: Rules of the user.
     """
 
-    def __init__(self, record: Record, others: Sequence[Record] = ()) -> None:
+    def __init__(self, record: Record, others: Sequence[Record] = (), own: UserRules | None = None) -> None:
         self.record = record
         self.others = tuple(others)
         self.inner: list[Ids] = []
@@ -114,6 +128,8 @@ class Flow:
         self._where: str | None = None
         self._picked_from: list[Ids] = []
         self._picked: list[Ids] = []
+        self._own = own or UserRules()
+        self._number = 0
         self._names = dict(record.tensors)
         self.atoms = Atoms()
         self.labels: dict[int, list[Label]] = {}
@@ -134,8 +150,8 @@ class Flow:
             self._follow(call)
             before.update({r.id: self.labels[r.id] for r in arguments if r.id not in before and r.id in self.labels})
             self.trail.append((before, {ref.id: self.labels[ref.id] for ref in results if ref.id in self.labels}))
-        self._main = False
-        for other in self.others:
+        for number, other in enumerate(self.others, 1):
+            self._number = number
             self._begin(other)
             for call in other.calls:
                 self._follow(call)
@@ -156,6 +172,9 @@ class Flow:
         if any(ref.id in self.activations for ref in refs(call.args)):
             self.activations.update(ref.id for ref in refs(call.result))
         self._where = call.where
+        if call.name in self._own.rules:
+            self._follow_own(call, self._own.rules[call.name])
+            return
         function = RULES.get(call.name) or (RULES["pointwise"] if call.pointwise else None)
         if function is None:
             self.give_up(call)
@@ -166,6 +185,25 @@ class Flow:
             # A form of the operator that its rule does not know: reach is lost, correctness is not.
             logger.warning("the rule of %s failed on %s", call.name, call.overload, exc_info=True)
             self.give_up(call)
+
+    def _follow_own(self, call: Call, function: Rule) -> None:
+        """Follow a rule of the user; where it fails or forgets a result, the operator is pinned and the rule named."""
+        name = getattr(function, "__name__", "rule")
+        results = refs(call.result)
+        known = {ref.id for ref in refs(call.args)}
+        try:
+            function(self, call)
+        except Exception as error:
+            line = user_line(error, name)
+            logger.warning("the rule %s of %s failed at %s", name, call.name, line, exc_info=True)
+            reason = f"the rule {name} of {call.name} raised {type(error).__name__}: {error} at {line}"
+            self.give_up(call, reason, "correct the rule")
+            return
+        fix = "call flow.set(result, ...)"
+        if any(ref.id not in known and ref.id not in self.labels for ref in results):
+            self.give_up(call, f"the rule {name} of {call.name} gives its result no labels", fix)
+        elif any(len(self.of(ref)) != len(ref.shape) for ref in results):
+            self.give_up(call, f"the rule {name} of {call.name} keeps labels of another rank", fix)
 
     def pin_outputs(self) -> None:
         """Pin what the network returns: its user relies on it."""
@@ -226,7 +264,7 @@ class Flow:
     def contracted(self, weight: str | None, macs: int, labels: Sequence[Label]) -> None:
         """Remember the cost of a product and the dimensions that it runs over."""
         sides = tuple(label for label in labels if label is not None)
-        if not self._main:  # what is counted is the forward that is pruned
+        if self._number:  # what is counted is the forward that is pruned
             return
         self.contractions.append(Contraction(weight=weight, macs=macs, sides=sides))
 
@@ -253,16 +291,18 @@ class Flow:
     def mark(self, call: Call, labels: dict[tuple[str, int], Label]) -> None:
         """Mark a call whose value depends on which positions exist (a mean, a normalisation)."""
         found = {key: label for key, label in labels.items() if label is not None}
-        if found and self._main:
-            self.marks.append(Mark(call=call.index, name=call.name, labels=found))
+        if found:
+            self.marks.append(Mark(record=self._number, call=call.index, name=call.name, labels=found))
 
-    def give_up(self, call: Call) -> None:
-        """Pin everything an operator without a rule touches, by name."""
-        reason = f"torch.{call.name} is not understood"
+    def give_up(self, call: Call, reason: str | None = None, fix: str | None = None) -> None:
+        """Pin everything an operator touches that has no rule, by name, or whose rule failed."""
+        name = call.name if "::" in call.name else f"torch.{call.name}"
+        reason = reason or f"{name} is not understood"
+        fix = fix or f"keep it, or write {call.name} with operators that are"
         for ref in refs(call.args) + refs(call.result):
             if ref.id in self.labels or self.parameter(ref) is not None:
                 for label in self.of(ref):
-                    self.pin(label, call, reason, fix=f"keep it, or write {call.name} with operators that are")
+                    self.pin(label, call, reason, fix=fix)
         for ref in refs(call.result):
             if len(self.labels.get(ref.id, ())) != len(ref.shape):  # new, or another rank in place
                 self.labels[ref.id] = [None] * len(ref.shape)

@@ -16,9 +16,12 @@ import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.errors import TraceError
 from edgeprune.graph.capture import Record, record
 from edgeprune.graph.constraints import link, piece_signature
-from edgeprune.graph.flow import Contraction, Flow, refs
+from edgeprune.graph.enter import enter
+from edgeprune.graph.flow import Contraction, Flow, UserRules, refs
 from edgeprune.graph.labels import Ids, Pin
+from edgeprune.graph.rules.custom import check_operators
 from edgeprune.graph.trail import Trail
+from edgeprune.workload import Examples, as_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +65,14 @@ class Statistic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """Further inputs beside the main ones, and the calls of their forward that depend on which positions exist."""
+
+    inputs: tuple[torch.Tensor, ...]
+    statistics: tuple[Statistic, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelGraph:
     """Which channels of a network go together.
 
@@ -69,7 +80,8 @@ class ChannelGraph:
     (layers, size), -1 for none. `names` lists all names of a shared tensor under its first one. `links` are groups
     that must keep the same number of units. The `sides` of `contractions` hold unit ids too. `unused` are tensors
     that the forward did not touch, such as those of a branch for training only. `trail` knows what is left of every
-    call.
+    call. `examples` are the further inputs that count, each with the statistics of its own forward. `branching` tells
+    that values of the data or the examples decide on the path, so that no recording says all that the network does.
     """
 
     groups: tuple[Group, ...]
@@ -82,6 +94,8 @@ class ChannelGraph:
     unit_count: int
     unused: tuple[str, ...]
     trail: Trail = field(repr=False, compare=False)
+    examples: tuple[Example, ...] = field(default=(), repr=False, compare=False)
+    branching: bool = False
 
     @property
     def free(self) -> tuple[Group, ...]:
@@ -146,33 +160,64 @@ class ChannelGraph:
         return replace(self, groups=groups, links=links)
 
 
-def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
-    """Find the channel groups of a network by following one forward. The network is not changed.
+def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], rules: UserRules | None = None) -> ChannelGraph:
+    """Find the channel groups of a network by following one forward per example. The network is not changed.
 
     Args:
-        model: The trained network.
-        inputs: Example tensors, batch first.
+        model: The trained network; one on the meta device is followed by shape.
+        inputs: Example tensors, batch first; or a list of such tuples, the main one first, that take every path.
+        rules: The user's rules for operators, from `load_rules`.
 
     Raises:
-        TraceError: The forward fails or depends on the data in Python.
+        TraceError: The forward fails, is not repeatable, or depends on the data in Python.
+        ConfigError: A rule is for an operator that does not exist.
     """
-    first = record(model, inputs)
-    flow = Flow(first, _training(model, inputs) if _untouched([first]) else ())
+    model, inputs = enter(model).model, as_inputs(inputs)
+    more = inputs.others if isinstance(inputs, Examples) else ()
+    first = record(model, inputs, branches=bool(more), repeat=True)
+    others = tuple(record(model, other, branches=True, repeat=True) for other in more)
+    examples = (first, *others)
+    training = _training(model, (inputs, *more)) if _untouched(examples) else ()
+    branching = any(one.reads or _operators(one) != _operators(first) for one in examples)
+    if any(one.reads for one in examples):
+        _check_reached((*examples, *training))
+    rules = rules or UserRules()
+    check_operators(rules, examples)
+    flow = Flow(first, (*others, *training), rules)
     flow.propagate()
     flow.pin_outputs()
     flow.pin_unread()
-    return _form(flow)
+    return _form(flow, more, branching, rules)
 
 
-def _training(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Record, ...]:
+def _training(model: nn.Module, examples: Sequence[tuple[torch.Tensor, ...]]) -> tuple[Record, ...]:
     """Record a network with parts that only training uses in that mode, if it runs there.
 
     It may not (one sample in front of a batch norm): then those parts are left as they are, and nothing is promised.
     """
     try:
-        return (record(model, inputs, training=True),)
+        return tuple(record(model, example, training=True, branches=len(examples) > 1) for example in examples)
     except TraceError:
         return ()
+
+
+def _operators(one: Record) -> list[object]:
+    return [call.func for call in one.calls]
+
+
+def _check_reached(records: Sequence[Record]) -> None:
+    """Refuse branches that no example takes: their parts would keep the old sizes.
+
+    Raises:
+        TraceError: A tensor is reached by no record of a network whose data decides on the path.
+    """
+    missed = _untouched(records)
+    if missed:
+        raise TraceError(
+            f"values of the data decide on the path, and no example reaches {missed[0]}",
+            where=next(where for one in records for where in one.reads),
+            fix="let inputs() return a list of tuples of tensors, so that every path is taken",
+        )
 
 
 def _untouched(records: Sequence[Record]) -> tuple[str, ...]:
@@ -181,7 +226,7 @@ def _untouched(records: Sequence[Record]) -> tuple[str, ...]:
     return tuple(n for n in records[0].tensors.values() if n not in touched and records[0].shapes[n])
 
 
-def _form(flow: Flow) -> ChannelGraph:
+def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool, rules: UserRules) -> ChannelGraph:
     """Number the units, gather them in groups, link groups."""
     atoms = flow.atoms
     resolved: dict[Dim, Ids] = {}
@@ -202,21 +247,10 @@ def _form(flow: Flow) -> ChannelGraph:
     group_of[used] = group_of_unit
     members = [np.flatnonzero(group_of_unit == index) for index in range(int(group_of_unit.max(initial=-1)) + 1)]
     links = link(atoms, flow.pieces, group_of, [len(units) for units in members])
-    statistics = tuple(
-        Statistic(
-            call=mark.call,
-            name=mark.name,
-            units={
-                key: number[found] for key, label in mark.labels.items() if (found := atoms.resolve(label)) is not None
-            },
-        )
-        for mark in flow.marks
-    )
-    statistics = tuple(statistic for statistic in statistics if statistic.units)
+    statistics = _statistics(flow, number, 0)
     inner = [number[found] for label in flow.inner if (found := atoms.resolve(label)) is not None]
-    groups = _describe(
-        flow, dims, members, statistics, np.unique(np.concatenate([ids.reshape(-1) for ids in inner] or [used[:0]]))
-    )
+    inside = np.concatenate([ids.reshape(-1) for ids in inner]) if inner else used[:0]
+    groups = _describe(flow, dims, members, statistics, np.unique(inside))
     names = [group.name for group in groups]
     order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
     return ChannelGraph(
@@ -234,8 +268,24 @@ def _form(flow: Flow) -> ChannelGraph:
         ),
         unit_count=len(used),
         unused=_untouched([flow.record]),
-        trail=Trail(flow.record, flow.trail, atoms, number),
+        trail=Trail(flow.record, flow.trail, atoms, number, rules.resizes),
+        examples=tuple(
+            Example(inputs=example, statistics=_statistics(flow, number, place))
+            for place, example in enumerate(more, 1)
+        ),
+        branching=branching,
     )
+
+
+def _statistics(flow: Flow, number: Ids, record: int) -> tuple[Statistic, ...]:
+    """Return the marked calls of one of the flow's records that something can be removed from."""
+    found = []
+    for mark in flow.marks:
+        resolved = {key: flow.atoms.resolve(label) for key, label in mark.labels.items()}
+        units = {key: number[label] for key, label in resolved.items() if label is not None}
+        if units and mark.record == record:
+            found.append(Statistic(call=mark.call, name=mark.name, units=units))
+    return tuple(found)
 
 
 def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:

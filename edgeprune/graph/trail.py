@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.errors import ModelError
 from edgeprune.graph.capture import Call, Record, Ref
-from edgeprune.graph.flow import RESIZES, refs
+from edgeprune.graph.flow import RESIZES, Resize, Widths, refs
 from edgeprune.graph.labels import Atoms, Ids, Label
+from edgeprune.workload import user_line
 
 Labels = Mapping[int, Sequence[Label]]
 
@@ -25,10 +27,19 @@ class Trail:
     Args:
         steps: Per call the labels of its arguments before it and of its results after it, by identity.
         number: Unit of every atom, -1 for none.
+        own: How the user's operators change their numbers.
     """
 
-    def __init__(self, record: Record, steps: Sequence[tuple[Labels, Labels]], atoms: Atoms, number: Ids) -> None:
+    def __init__(
+        self,
+        record: Record,
+        steps: Sequence[tuple[Labels, Labels]],
+        atoms: Atoms,
+        number: Ids,
+        own: Mapping[str, Resize] | None = None,
+    ) -> None:
         self.record = record
+        self._own = own or {}
         self._steps = steps
         self._atoms = atoms
         self._number = number
@@ -39,6 +50,9 @@ class Trail:
 
         Args:
             alive: Which units stay, shape (units + 1,), as from `ChannelGraph.alive`.
+
+        Raises:
+            ModelError: A resize of the user failed; `where` is the line of the operator.
         """
         masks: dict[int, NDArray[np.bool_] | None] = {}
         return [
@@ -54,13 +68,14 @@ class Trail:
         alive: NDArray[np.bool_],
         masks: dict[int, NDArray[np.bool_] | None],
     ) -> tuple[Any, dict[str, Any]]:
-        function = RESIZES.get(call.name)
+        own = self._own.get(call.name)
+        function = own or RESIZES.get(call.name)
         if function is None:
             return call.func, call.args
         left = _Left(self, before, after, alive, masks)
         if not any(left.cut(ref) for ref in refs(call.args) + refs(call.result)):
             return call.func, call.args
-        found = function(call, left)
+        found = function(call, left) if own is None else _own_sizes(own, call, left)
         return (call.func, found) if isinstance(found, dict) else found
 
     def at_line(self, where: str) -> Ids:
@@ -83,6 +98,32 @@ class Trail:
             units = None if resolved is None else self._number[resolved]
             self._units[id(label)] = (label, units if units is not None and (units >= 0).any() else None)
         return self._units[id(label)][1]
+
+
+def _own_sizes(function: Resize, call: Call, left: Widths) -> dict[str, Any] | tuple[Any, dict[str, Any]]:
+    """Return what a resize of the user returns.
+
+    Raises:
+        ModelError: It raises, or returns something else than arguments.
+    """
+    name = getattr(function, "__name__", "resize")
+    try:
+        found = function(call, left)
+    except Exception as error:
+        raise ModelError(
+            f"the resize {name} of {call.name} raised {type(error).__name__}: {error}",
+            where=call.where or None,
+            fix=f"correct {name} at {user_line(error, name)}",
+        ) from error
+    if not isinstance(found, dict) and not (
+        isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)
+    ):
+        raise ModelError(
+            f"the resize {name} of {call.name} returned {type(found).__name__}",
+            where=call.where or None,
+            fix=f"let {name} return a dict of all arguments: {{**call.args, ...}}",
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

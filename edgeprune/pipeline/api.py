@@ -17,21 +17,23 @@ from edgeprune.pipeline.compress import compress as run_compress
 from edgeprune.pipeline.distributed import is_follower
 from edgeprune.targets import Target, find_target
 from edgeprune.values import Artifact, Check, Precision
-from edgeprune.workload import Workload, load_workload
+from edgeprune.workload import Workload, as_inputs, load_workload
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from edgeprune.bench import Comparison, Measurement
+    from edgeprune.graph.rules.custom import Entry
     from edgeprune.pruning import PrunePlan
 
     Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+    Inputs = tuple[torch.Tensor, ...] | list[tuple[torch.Tensor, ...]]
 
 
 def plan(
     model: nn.Module,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: Inputs,
     *,
     ratio: float = 0.5,
     criterion: str = "l2",
@@ -45,11 +47,13 @@ def plan(
     data: Batches | None = None,
     batches: int = 8,
     seed: int = 0,
+    rules: Sequence[Entry] = (),
 ) -> PrunePlan:
     """Choose which residual blocks to remove, and which channels of every group to keep.
 
     Args:
-        inputs: Example tensors, batch first.
+        inputs: Example tensors, batch first. A network whose path depends on its data needs a list of such tuples that
+            take every path.
         ratio: Fraction of units removed, in [0, 1). `max_macs`, such as `0.5x`, replaces it.
         align: Kept units are a multiple of it.
         keep: Names or patterns of groups and blocks that are never pruned.
@@ -57,32 +61,43 @@ def plan(
         blocks: Names or patterns of blocks that go in any case.
         step: Returns the loss of a batch; the criterion `taylor` needs it and `data`.
         batches: How many batches of `data` the criterion and the choice of blocks see.
+        rules: Rules for operators that edgeprune does not know, as in `edgeprune.rules`; `apply` needs the same.
 
     Raises:
-        ConfigError: An argument is out of range, or the criterion needs what was not given.
+        ConfigError: An argument is out of range, a rule cannot be found, or the criterion needs what was not given.
         TraceError: The forward cannot be followed.
         NothingToPrune: Every group is pinned, or no block can go; the message lists the reasons.
     """
     from edgeprune.config import validate
+    from edgeprune.graph.rules.custom import load_rules, reference
     from edgeprune.pipeline.planning import make
 
     section = {"ratio": ratio, "criterion": criterion, "scope": scope, "align": align, "keep": tuple(keep)}
     section |= {"max_macs": max_macs, "batches": batches, "depth": depth, "blocks": tuple(blocks)}
+    section |= {"rules": tuple(map(reference, rules))}
     config: PruneConfig = validate({"prune": section}, "plan()").prune
     source = None if data is None else (lambda: _iterate(data))
-    return make(model, inputs, config, align=align, step=step, data=source, seed=seed).plan
+    made = make(
+        model, as_inputs(inputs), config, align=align, step=step, data=source, seed=seed, rules=load_rules(rules)
+    )
+    return made.plan
 
 
-def apply(model: nn.Module, plan: PrunePlan, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
+def apply(model: nn.Module, plan: PrunePlan, inputs: Inputs, *, rules: Sequence[Entry] = ()) -> nn.Module:
     """Return the network without the blocks and units that the plan removes, verified on the example inputs.
+
+    Args:
+        inputs: As for `plan`.
+        rules: The rules that the plan was made with.
 
     Raises:
         VerificationError: The smaller network differs from the dense one with the removed blocks and units zeroed.
         ModelError: The network cannot be compacted.
     """
     from edgeprune.compact import apply as compact
+    from edgeprune.graph.rules.custom import load_rules
 
-    return compact(model, plan, inputs).model
+    return compact(model, plan, as_inputs(inputs), rules=load_rules(rules)).model
 
 
 def finetune(

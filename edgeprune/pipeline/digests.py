@@ -11,12 +11,12 @@ import hashlib
 import inspect
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.workload import Workload
+from edgeprune.workload import Examples, Workload, import_code
 
 if TYPE_CHECKING:
     import torch
@@ -126,11 +126,32 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def inputs_digest(inputs: tuple[torch.Tensor, ...]) -> str:
-    """Return the sha256 of a tuple of tensors."""
+    """Return the sha256 of a tuple of tensors, and of its further examples."""
     digest = hashlib.sha256()
     for index, tensor in enumerate(inputs):
         _add_tensor(digest, str(index), tensor)
+    for number, example in enumerate(inputs.others if isinstance(inputs, Examples) else ()):
+        for index, tensor in enumerate(example):
+            _add_tensor(digest, f"{number}.{index}", tensor)
     return digest.hexdigest()
+
+
+def rules_digests(references: Sequence[str]) -> dict[str, str]:
+    """Return the sha256 of the code of the user's rules, by what the journal calls it; nothing without rules."""
+    digest = hashlib.sha256()
+    for reference in references:
+        file = _module_file(import_code(reference.rpartition(":")[0]))
+        digest.update(f"{reference.rpartition(':')[2]}\0".encode() + (file.read_bytes() if file is not None else b""))
+    return {"rules": digest.hexdigest()} if references else {}
+
+
+def absolute_rules(rules: Sequence[str]) -> tuple[str, ...]:
+    """Return references of rules that hold from any folder: files by their absolute path."""
+    found = []
+    for reference in rules:
+        home, _, name = reference.rpartition(":")
+        found.append(f"{Path(home).resolve()}:{name}" if home.endswith(".py") else reference)
+    return tuple(found)
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ import tomli_w
 
 from edgeprune import rundir
 from edgeprune.errors import ResolveError
-from edgeprune.pipeline.digests import code_path, seeded
-from edgeprune.values import Json
+from edgeprune.pipeline.digests import absolute_rules, code_path, seeded
+from edgeprune.values import Json, Notice
 from edgeprune.version import VERSION
 from edgeprune.workload import Workload, build_model, example_inputs, load_workload
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.config import RunConfig
+    from edgeprune.graph.enter import Entered
     from edgeprune.pruning import PrunePlan
 
 REFERENCE = "network.toml"
@@ -53,6 +54,7 @@ class Loaded:
     dense: nn.Module
     plan: PrunePlan | None
     seed: int
+    notices: tuple[Notice, ...] = ()
 
 
 def save_state(path: Path, state: dict[str, torch.Tensor]) -> None:
@@ -123,6 +125,8 @@ def write_network(folder: Path, workload: Workload, plan: PrunePlan, model: nn.M
         "seed": config.seed,
         "trust_pickle": config.trust_pickle,
     }
+    if config.prune.rules:
+        reference["rules"] = list(absolute_rules(config.prune.rules))
     if config.weights is not None:
         reference["weights"] = str(Path(config.weights).resolve())
     rundir.write_atomic(folder / REFERENCE, tomli_w.dumps(reference))
@@ -156,7 +160,8 @@ def open_network(reference: str, *, weights: str | None = None, trust_pickle: bo
             fix=f"edgeprune prune workload.py -o {path}",
         )
     workload = load_workload(reference)
-    model, inputs = _dense(workload, weights, trust_pickle, seed)
+    entered, inputs = _dense(workload, weights, trust_pickle, seed)
+    model = entered.model
     return Loaded(
         source=path,
         name=workload.name,
@@ -166,6 +171,7 @@ def open_network(reference: str, *, weights: str | None = None, trust_pickle: bo
         dense=model,
         plan=None,
         seed=seed,
+        notices=entered.notices,
     )
 
 
@@ -186,6 +192,7 @@ def open_pruned(folder: Path, *names: str) -> Loaded:
 
         config = load_config(folder / rundir.SETTINGS)
         reference = config.model_dump(include={"workload", "weights", "seed", "trust_pickle"})
+        reference["rules"] = config.prune.rules
         names, fix = names or (rundir.FINETUNED,), f"edgeprune resume {folder}"
     found = [name for name in names if (folder / name).is_file()]
     if not found:
@@ -195,6 +202,7 @@ def open_pruned(folder: Path, *names: str) -> Loaded:
 
 def _open(folder: Path, reference: Json, weights: Path) -> Loaded:
     from edgeprune.compact import rebuild
+    from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning import PrunePlan
 
     workload = load_workload(reference["workload"])
@@ -204,11 +212,12 @@ def _open(folder: Path, reference: Json, weights: Path) -> Loaded:
             f"{folder / rundir.PLAN} was edited after {weights.name} was written",
             fix=f"edgeprune prune {reference['workload']} --plan {folder / rundir.PLAN} -o ANOTHER",
         )
-    dense, inputs = _dense(workload, reference.get("weights"), reference["trust_pickle"], reference["seed"])
+    entered, inputs = _dense(workload, reference.get("weights"), reference["trust_pickle"], reference["seed"])
+    dense, rules = entered.model, load_rules(reference["rules"])
     return Loaded(
         source=folder,
         name=workload.name,
-        model=rebuild(dense, plan, load_state(weights), inputs),
+        model=rebuild(dense, plan, load_state(weights), inputs, rules),
         inputs=inputs,
         workload=workload,
         dense=dense,
@@ -219,11 +228,13 @@ def _open(folder: Path, reference: Json, weights: Path) -> Loaded:
 
 def _dense(
     workload: Workload, weights: str | None, trust_pickle: bool, seed: int
-) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+) -> tuple[Entered, tuple[torch.Tensor, ...]]:
+    from edgeprune.graph.enter import enter
+
     with seeded(seed, "model"):
-        model = build_model(workload, weights, trust_pickle)
+        entered = enter(build_model(workload, weights, trust_pickle))
     with seeded(seed, "inputs"):
-        return model, example_inputs(workload)
+        return entered, example_inputs(workload)
 
 
 def _read_reference(folder: Path) -> Json:
@@ -234,7 +245,7 @@ def _read_reference(folder: Path) -> Json:
         raise ResolveError(f"cannot read {path}: {error}") from error
     if value.get("schema_version") != 1 or not isinstance(value.get("workload"), str):
         raise ResolveError(f"{path} is not the reference of a pruned network", fix="make it again: edgeprune prune")
-    return {"seed": 0, "trust_pickle": False} | value
+    return {"seed": 0, "trust_pickle": False, "rules": []} | value
 
 
 def write_program(path: Path, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str | None:
@@ -248,7 +259,7 @@ def write_program(path: Path, model: nn.Module, inputs: tuple[torch.Tensor, ...]
     double = tuple(torch.cat([tensor, tensor]) if tensor.dim() > 0 else tensor for tensor in inputs)
     free = tuple({0: torch.export.Dim.AUTO} if tensor.dim() > 0 else None for tensor in inputs)
     reason = ""
-    for arguments, shapes in ((double, free), (inputs, None)):
+    for arguments, shapes in ((double, free), (tuple(inputs), None)):
         try:
             program = torch.export.export(model.eval(), arguments, dynamic_shapes=shapes)
         except Exception as error:  # noqa: BLE001 torch.export raises many kinds; the network itself is already saved

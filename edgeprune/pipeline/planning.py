@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.graph import ChannelGraph
+    from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import PrunePlan
     from edgeprune.pruning.blocks import Block
 
@@ -45,10 +46,12 @@ def make(
     step: Callable[[nn.Module, Any], torch.Tensor] | None,
     data: Callable[[], Iterable[Any]] | None,
     seed: int,
+    rules: UserRules | None = None,
 ) -> Planned:
     """Choose the blocks and the units of a network that go.
 
     Args:
+        rules: The user's rules for operators.
         step: Returns the loss of a batch, for criteria with gradients.
         data: Batches of the user; `config.batches` of them are seen, and only where a setting needs them.
 
@@ -57,10 +60,14 @@ def make(
         ConfigError: The settings do not fit the network.
     """
     from edgeprune.compact import analyse, remove_blocks
+    from edgeprune.compact.plans import prepared
     from edgeprune.graph.cost import count_macs
     from edgeprune.pruning import make_plan, score
     from edgeprune.pruning.blocks import choose
+    from edgeprune.workload import as_inputs
 
+    inputs = as_inputs(inputs)
+    model = prepared(model, inputs, split=config.split_recurrent)
     deep = config.depth > 0 or bool(config.blocks)
     wanted = data is not None and (deep or config.criterion in GRADIENT_CRITERIA)
     batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
@@ -75,7 +82,7 @@ def make(
         protected = [name for block in blocks for name in (block.name, *block.tensors)]
         shallow = remove_blocks(model, names, inputs)
         dense_macs = count_macs(model, inputs)
-    graph = analyse(shallow, inputs)
+    graph = analyse(shallow, inputs, config.output, rules)
     scores = score(shallow, graph, config.criterion, inputs=inputs, train_step=step, batches=batches, seed=seed)
     plan = make_plan(
         graph,
@@ -91,15 +98,19 @@ def make(
     return Planned(plan=plan, graph=graph, blocks=rows)
 
 
-def given(model: nn.Module, inputs: tuple[torch.Tensor, ...], plan: PrunePlan) -> Planned:
+def given(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], plan: PrunePlan, rules: UserRules | None = None
+) -> Planned:
     """Return a plan that was made before with what it says of this network.
 
     Raises:
         ConfigError: It removes a block that the network does not have.
     """
     from edgeprune.compact import analyse, remove_blocks
+    from edgeprune.compact.plans import output_of, prepared
     from edgeprune.graph.cost import count_params
 
+    model = prepared(model, inputs, split=bool(plan.settings.get("split_recurrent")))
     shallow = remove_blocks(model, plan.blocks, inputs) if plan.blocks else model
     rows = [
         {
@@ -111,7 +122,7 @@ def given(model: nn.Module, inputs: tuple[torch.Tensor, ...], plan: PrunePlan) -
         }
         for name in plan.blocks
     ]
-    return Planned(plan=plan, graph=analyse(shallow, inputs), blocks=rows)
+    return Planned(plan=plan, graph=analyse(shallow, inputs, output_of(plan), rules), blocks=rows)
 
 
 def weighed(

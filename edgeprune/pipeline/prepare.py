@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.config import RunConfig
 from edgeprune.errors import ConfigError
-from edgeprune.pipeline.digests import code_digest, code_path, inputs_digest, seeded, state_digest
+from edgeprune.pipeline.digests import (
+    absolute_rules,
+    code_digest,
+    code_path,
+    inputs_digest,
+    rules_digests,
+    seeded,
+    state_digest,
+)
 from edgeprune.pipeline.planning import GRADIENT_CRITERIA
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
-from edgeprune.values import parse_bytes, parse_macs, parse_seconds
+from edgeprune.values import Notice, parse_bytes, parse_macs, parse_seconds
 from edgeprune.workload import Workload, build_model, example_inputs, load_workload
 
 if TYPE_CHECKING:
@@ -34,7 +42,8 @@ _log = logging.getLogger(__name__)
 class Prepared:
     """A checked run: the user's network and inputs, the settings, the target, and digests of the inputs.
 
-    `digests` has `code` (the workload's source), `dense` (the network's tensors) and `inputs`.
+    `digests` has `code` (the workload's source), `dense` (the network's tensors) and `inputs`. `notices` say what had
+    to be done to the network before it could be analysed.
     """
 
     workload: Workload
@@ -45,6 +54,7 @@ class Prepared:
     name: str
     align: int
     digests: dict[str, str]
+    notices: tuple[Notice, ...] = ()
 
 
 def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
@@ -62,6 +72,8 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         DeviceError: The target cannot be reached from here.
     """
     from edgeprune.devices import connect
+    from edgeprune.graph.enter import enter
+    from edgeprune.graph.rules.custom import load_rules
 
     check_settings(config)
     check_criterion(config.prune.criterion)
@@ -74,14 +86,16 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         workload = load_workload(config.workload)
     check_functions(config, workload)
     with seeded(config.seed, "model"):
-        model = build_model(workload, config.weights, config.trust_pickle)
+        entered = enter(build_model(workload, config.weights, config.trust_pickle))
+    model = entered.model
     with seeded(config.seed, "inputs"):
         inputs = example_inputs(workload)
+    load_rules(config.prune.rules)
     digests = {
         "workload code": code_digest(workload, model),
         "weights": state_digest(model.state_dict()),
         "example inputs": inputs_digest(inputs),
-    }
+    } | rules_digests(config.prune.rules)
     align = target.align if config.prune.align == "target" else config.prune.align
     name = workload.name if workload.name != "workload" else type(model).__name__.lower()
     _log.info("workload %s, network %s, target %s, align %s", workload.source, name, target.name, align)
@@ -94,6 +108,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         name=name,
         align=align,
         digests=digests,
+        notices=entered.notices,
     )
 
 
@@ -199,4 +214,5 @@ def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:
         changes["weights"] = str(Path(config.weights).resolve())
     if config.target.endswith(".toml"):
         changes["target"] = str(Path(config.target).resolve())
+    changes["prune"] = config.prune.model_copy(update={"rules": absolute_rules(config.prune.rules)})
     return config.model_copy(update=changes)

@@ -103,6 +103,7 @@ def plan(session: Session) -> StageRecord:
 
     def work() -> tuple[tuple[str, ...], Json]:
         from edgeprune.graph.cost import count_macs, count_params
+        from edgeprune.graph.rules.custom import load_rules
 
         data, step = training_source(prepared.workload)
         planned = planning.make(
@@ -113,6 +114,7 @@ def plan(session: Session) -> StageRecord:
             step=step,
             data=data,
             seed=prepared.config.seed,
+            rules=load_rules(config.rules),
         )
         planned.plan.save(session.path(rundir.PLAN))
         facts = {
@@ -128,6 +130,8 @@ def plan(session: Session) -> StageRecord:
     if session.run.reusable(key) is None:
         _keep_edited(session)
     record = run_stage(session, key, work, subject=rundir.PLAN)
+    for notice in prepared.notices:
+        session.notice("plan", notice)
     _tell_rounding(session, record)
     return record
 
@@ -150,9 +154,11 @@ def apply(session: Session, planned: StageRecord) -> StageRecord:
     def work() -> tuple[tuple[str, ...], Json]:
         from edgeprune.compact import apply as compact
         from edgeprune.graph.cost import count_macs, count_params
+        from edgeprune.graph.rules.custom import load_rules
         from edgeprune.pruning import PrunePlan
 
-        compacted = compact(prepared.model, PrunePlan.load(session.path(rundir.PLAN)), prepared.inputs)
+        chosen, rules = PrunePlan.load(session.path(rundir.PLAN)), load_rules(prepared.config.prune.rules)
+        compacted = compact(prepared.model, chosen, prepared.inputs, rules=rules)
         save_state(session.path(rundir.PRUNED), compacted.model.state_dict())
         facts = {
             "before": {"params": planned.facts["params"], "macs": planned.facts["macs"]},
@@ -170,11 +176,12 @@ def apply(session: Session, planned: StageRecord) -> StageRecord:
 def network(session: Session, weights: str) -> nn.Module:
     """Return the pruned network of the run's plan with the tensors of one of its weight files."""
     from edgeprune.compact import rebuild
+    from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning import PrunePlan
 
     prepared = session.prepared
-    chosen = PrunePlan.load(session.path(rundir.PLAN))
-    return rebuild(prepared.model, chosen, load_state(session.path(weights)), prepared.inputs)
+    chosen, rules = PrunePlan.load(session.path(rundir.PLAN)), load_rules(prepared.config.prune.rules)
+    return rebuild(prepared.model, chosen, load_state(session.path(weights)), prepared.inputs, rules)
 
 
 def recalibrate(session: Session, applied: StageRecord) -> StageRecord | None:

@@ -38,18 +38,21 @@ def inspect(config: RunConfig) -> Json:
     """Return the channel groups and blocks of a network: what can be pruned, what not and why. Nothing is written.
 
     Args:
-        config: `workload`, `weights`, `trust_pickle`, `seed` and `prune.keep` count.
+        config: `workload`, `weights`, `trust_pickle`, `seed`, `prune.keep` and `prune.rules` count.
 
     Raises:
         TraceError: The forward cannot be followed.
     """
     from edgeprune.compact import analyse
     from edgeprune.graph.cost import count_macs, count_params
+    from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning.select import describe, hold
 
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
+    rules = load_rules(config.prune.rules)
     blocks = planning.block_rows(loaded.model, loaded.inputs, config.prune)
-    graph = hold(analyse(loaded.model, loaded.inputs), config.prune.keep, [row["name"] for row in blocks])
+    graph = analyse(loaded.model, loaded.inputs, config.prune.output, rules)
+    graph = hold(graph, config.prune.keep, [row["name"] for row in blocks])
     params = count_params(loaded.model)
     network = {
         "name": type(loaded.model).__name__,
@@ -90,6 +93,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     """
     from edgeprune.compact import apply as compact
     from edgeprune.graph.cost import count_macs, count_params
+    from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning import PrunePlan
 
     check_settings(config)
@@ -103,12 +107,17 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     model, inputs = loaded.model, loaded.inputs
     listen(Event(stage="plan", state="begin"))
+    for notice in loaded.notices:
+        listen(Event(stage="plan", state="notice", notice=notice))
+    rules = load_rules(config.prune.rules)
     if chosen is None:
         with seeded(config.seed, "plan"):
             data, step = training_source(workload)
-            planned = planning.make(model, inputs, config.prune, align=align, step=step, data=data, seed=config.seed)
+            planned = planning.make(
+                model, inputs, config.prune, align=align, step=step, data=data, seed=config.seed, rules=rules
+            )
     else:
-        planned = planning.given(model, inputs, chosen)
+        planned = planning.given(model, inputs, chosen, rules)
     groups = describe_groups(planned.graph, planned.plan)
     told = {"groups": groups, "blocks": planned.blocks, "align": align}
     listen(Event(stage="plan", state="done", facts=told, seconds=None))

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.config import PruneConfig
 from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph.capture import Record, Ref, Span, attention_in_parts
+from edgeprune.graph.results import take_apart
 from edgeprune.graph.structure import copy_model, double_copy, shared_copy
 
 _log = logging.getLogger(__name__)
@@ -304,7 +305,7 @@ def _gaps(
 ) -> list[float]:
     """Return how far each passage is from what a module returns, relative to the largest value; inf where it is not."""
     given = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    leaves, spec = pytree.tree_flatten(zeroed(*given[0], **given[1]))
+    leaves, spec = take_apart(zeroed(*given[0], **given[1]))
     return [_gap(passage, leaves, passage.values(args, kwargs), spec) for passage in passing]
 
 
@@ -407,7 +408,7 @@ def influence(model: nn.Module, blocks: Sequence[Block], samples: Iterable[Input
         entered[path] = by_name[path].passage.source.of(args, kwargs)
 
     def leave(path: str, result: Any) -> None:
-        before, after = entered.pop(path).double(), pytree.tree_leaves(result)[by_name[path].passage.position].double()
+        before, after = entered.pop(path).double(), take_apart(result)[0][by_name[path].passage.position].double()
         turned = 1 - _cosine(before, after, _channel_axis(model.get_submodule(path), before))
         sums[path] += float(turned.sum())
         counts[path] += turned.numel()
