@@ -164,6 +164,9 @@ def groups() -> list[Json]:
     ]
 
 
+OUTPUT: Json = {"mode": "swapped", "captured": ["attend"], "reason": "the smaller network cannot run", "where": None}
+
+
 def history(epochs: int = 3) -> list[Json]:
     return [
         {
@@ -232,7 +235,7 @@ def result(name: str = "digits-r50", ratio: float = 0.5, scale: float = 0.36, to
         "history": history(),
         "best_epoch": 3,
         "artifacts": artifacts,
-        "compaction": {"mode": "eager", "check": check("pruned equals masked", "user inputs", 1, 8e-8)},
+        "compaction": {"output": dict(OUTPUT), "check": check("pruned equals masked", "user inputs", 1, 8e-8)},
         "measurements": measured,
         "comparisons": [comparison(measured[0], measured[1]), comparison(measured[2], measured[3])],
         "verdict": {

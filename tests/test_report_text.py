@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edgeprune.report import quantities as q
 from edgeprune.report import text
 from edgeprune.report.rows import front, join, metric_names, place_of, rows_of
+from edgeprune.report.stages import output_lines
 from edgeprune.values import lower_is_better
 from tests import sample_results as sample
 
@@ -174,12 +175,22 @@ def test_inspect_table_names_what_is_pinned_and_how_to_free_it() -> None:
         "prunable_share": 0.979,
     }
     groups = [
-        {"name": "conv1", "channels": 64, "tensors": ["a"] * 11, "pinned": None, "where": None, "macs_share": 0.098},
+        {
+            "name": "conv1",
+            "units_before": 64,
+            "channels": 64,
+            "tensors": ["a"] * 11,
+            "params": 1_118_000,
+            "pinned": None,
+            "where": None,
+            "rests_for": ["attn.qkv"],
+            "macs_share": 0.098,
+        },
         {
             "name": "attn.qkv",
             "channels": 96,
             "tensors": None,
-            "pinned": "torch.einsum is not understood",
+            "pinned": "torch.einsum is unknown",
             "where": "workload.py:31",
             "fix": "rewrite einsum as matmul",
             "macs_share": None,
@@ -187,9 +198,9 @@ def test_inspect_table_names_what_is_pinned_and_how_to_free_it() -> None:
     ]
     assert text.inspect_table(network, groups, 120).splitlines() == [
         "ResNet18  11.18 M params  0.56 GMACs  44.7 MB float32  inputs (1, 3, 32, 32) float32",
-        " group     channels  tied tensors  share of MACs  prunable",
-        " conv1           64            11           9.8%  yes",
-        " attn.qkv        96             -              -  no   torch.einsum is not understood at workload.py:31",
+        " group     units  channels  tensors  of params  of MACs  prunable",
+        " conv1        64        64       11      10.0%     9.8%  yes  rests: attn.qkv goes instead",
+        " attn.qkv      -        96        -          -        -  no   torch.einsum is unknown at workload.py:31",
         "2 groups, 1 prunable, covering 97.9% of MACs",
         "to prune attn.qkv too: rewrite einsum as matmul",
     ]
@@ -245,3 +256,15 @@ def test_front_is_exactly_the_points_that_no_other_beats(points: list[tuple[int,
 def test_losses_and_errors_are_better_small() -> None:
     names = ("top1", "val_loss", "pitch_error", "loss", "lossless")
     assert [name for name in names if lower_is_better(name)] == ["val_loss", "pitch_error", "loss"]
+
+
+def test_output_lines_say_what_came_out_and_why() -> None:
+    eager = {"mode": "eager", "captured": [], "reason": None, "where": None}
+    assert output_lines(eager, "Net") == ["the result is your Net, with smaller layers"]
+    swapped = {"mode": "swapped", "captured": list("abcd"), "reason": "it cannot run:\nlong story", "where": "net.py:3"}
+    assert output_lines(swapped, "Net") == [
+        "the result runs a, b, c, ... as recorded calls inside Net",
+        "  because it cannot run: at net.py:3",
+    ]
+    graph = {"mode": "graph", "captured": [""], "reason": None, "where": None}
+    assert output_lines(graph, "Net") == ["the result runs Net as recorded calls"]

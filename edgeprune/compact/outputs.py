@@ -20,7 +20,7 @@ from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import ChannelGraph
 from edgeprune.graph.capture import Record, record
-from edgeprune.values import Check
+from edgeprune.values import Check, Json
 
 Mode = Literal["eager", "swapped", "graph"]
 Output = Literal["auto", "eager", "graph"]
@@ -40,6 +40,11 @@ class Compacted:
     captured: tuple[str, ...] = ()
     reason: str | None = None
     where: str | None = None
+
+    def facts(self) -> Json:
+        """Return what is kept of it beside the network: the comparison, and which output it is and why."""
+        output = {"mode": self.mode, "captured": list(self.captured), "reason": self.reason, "where": self.where}
+        return {"check": self.check.as_dict(), "output": output}
 
 
 def compact(

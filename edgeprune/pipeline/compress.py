@@ -190,7 +190,7 @@ def _gather(
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],
         "artifacts": [_artifact(exported, scored) for exported, scored in artifacts],
-        "compaction": {"mode": pruned["mode"], "check": pruned["check"]},
+        "compaction": {"output": pruned["output"], "check": pruned["check"]},
         "measurements": [row.as_dict() for row in rows],
         "comparisons": [value.as_dict() for value in compare_rows(rows, prepared.config.bench.practical)],
         "notices": [notice.as_dict() for notice in session.notices],

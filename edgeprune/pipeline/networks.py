@@ -52,7 +52,9 @@ def score_artifact(workload: Workload, path: Path) -> tuple[dict[str, float], st
 
 def describe_groups(graph: ChannelGraph, plan: PrunePlan | None) -> list[Json]:
     """Return one row per group: its size before and after the plan, and why it is pinned if it is."""
-    rows = []
+    from edgeprune.pruning.select import resting
+
+    rows, rest = [], resting(graph)
     shares = graph.macs_share
     for group in graph.groups:
         chosen = plan.groups.get(group.name) if plan is not None else None
@@ -68,6 +70,7 @@ def describe_groups(graph: ChannelGraph, plan: PrunePlan | None) -> list[Json]:
                 "where": group.where,
                 "fix": group.fix,
                 "statistics": group.statistics,
+                "rests_for": [name for name in group.overlaps if name not in rest] if group.name in rest else [],
                 "params": group.params,
                 "macs_share": shares.get(group.name, 0.0),
                 "tensors": len(group.tensors),

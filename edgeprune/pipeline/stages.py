@@ -162,8 +162,7 @@ def apply(session: Session, planned: StageRecord) -> StageRecord:
         save_state(session.path(rundir.PRUNED), compacted.model.state_dict())
         facts = {
             "before": {"params": planned.facts["params"], "macs": planned.facts["macs"]},
-            "mode": compacted.mode,
-            "check": compacted.check.as_dict(),
+            **compacted.facts(),
             "params": count_params(compacted.model),
             "macs": count_macs(compacted.model, prepared.inputs),
             "metrics": evaluate(prepared.workload, compacted.model),

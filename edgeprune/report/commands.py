@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.report import quantities as q
-from edgeprune.report.stages import metrics_text
+from edgeprune.report.stages import metrics_text, output_lines
 from edgeprune.report.text import bench_table, blocks_table, checks_table, compress_table, inspect_table, table
 from edgeprune.values import Json
 
@@ -59,6 +59,7 @@ def prune_text(done: Json) -> str:
     lines = [
         f" {network['name']}  {q.count(before)} -> {q.count(after)} params, {macs}",
         f" equals the masked dense network: max |diff| {q.difference(done['check']['max_abs'])}, limit {limit}",
+        *(f" {line}" for line in output_lines(done["output"], network["name"])),
         f" wrote {folder}: {', '.join(done['files'])}",
     ]
     gone = [row["name"] for row in done.get("blocks") or () if row["removed"]]

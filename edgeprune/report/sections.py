@@ -12,6 +12,7 @@ from edgeprune.report import quantities as q
 from edgeprune.report.lanes import latency_samples
 from edgeprune.report.page import Bar, KeyFigure, Page, Run
 from edgeprune.report.rows import Place, Row, metric_names, place_of, rows_of
+from edgeprune.report.stages import output_lines
 from edgeprune.values import Json, lower_is_better
 
 NOT_RECORDED = "not recorded"
@@ -52,7 +53,7 @@ def _run(index: int, result: Json, several: bool) -> Run:
         artifacts_note=_artifacts_note(result),
         trade_off=None if several else _trade_off(name, result, rows),
         bars=_bars(groups),
-        bars_note=_bars_note(groups) + _blocks_note(result.get("blocks") or []),
+        bars_note=_bars_note(groups) + _blocks_note(result.get("blocks") or []) + _output_note(result),
         stages=tables.stages(metrics),
         training=plots.training(
             f"{name}-training", result.get("history") or [], metrics, result.get("best_epoch"), index
@@ -199,6 +200,14 @@ def _blocks_note(blocks: Sequence[Json]) -> str:
     if not gone:
         return ""
     return f" Before that, {len(gone)} of {len(blocks)} residual blocks were removed whole: {', '.join(gone)}."
+
+
+def _output_note(result: Json) -> str:
+    output = (result.get("compaction") or {}).get("output")
+    if output is None:
+        return ""
+    first, *because = output_lines(output, str((result.get("network") or {}).get("name", "network")))
+    return f" {first[0].upper()}{first[1:]}{''.join(f', {line.strip()}' for line in because)}."
 
 
 def _environment(result: Json, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:

@@ -38,7 +38,9 @@ def _describe_apply(facts: Json) -> str:
     if before:
         params = f"{q.count(before['params'])} -> {params}"
         macs = f"{q.macs(before['macs'])} -> {macs}"
-    return f"{params}, {macs}, verified: {_difference([facts['check']])}"
+    captured = {"swapped": "in part ", "graph": ""}.get((facts.get("output") or {}).get("mode", "eager"))
+    calls = "" if captured is None else f", {captured}as recorded calls"
+    return f"{params}, {macs}{calls}, verified: {_difference([facts['check']])}"
 
 
 def _describe_metrics(facts: Json) -> str:
@@ -75,6 +77,24 @@ def _describe_bench(facts: Json) -> str:
 def metrics_text(metrics: Json | None) -> str:
     """Return named metrics in one line."""
     return "  ".join(f"{name} {q.metric(value)}" for name, value in (metrics or {}).items())
+
+
+def output_lines(output: Json, name: str) -> list[str]:
+    """Return which output a compaction has and, where it is not the user's own module, why.
+
+    Args:
+        output: `mode`, `captured`, `reason` and `where` of it.
+        name: The name of the network's class.
+    """
+    if output["mode"] == "eager":
+        return [f"the result is your {name}, with smaller layers"]
+    shown = output["captured"][:3] + ["..."] * (len(output["captured"]) > 3)
+    captured = name if output["mode"] == "graph" else ", ".join(shown)
+    lines = [f"the result runs {captured} as recorded calls" + (f" inside {name}" if captured != name else "")]
+    if output["reason"]:
+        place = f" at {q.place(output['where'])}" if output["where"] else ""
+        lines.append(f"  because {output['reason'].partition(chr(10))[0]}{place}")
+    return lines
 
 
 def _difference(checks: list[Json]) -> str:

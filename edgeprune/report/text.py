@@ -151,8 +151,9 @@ def inspect_table(network: Json, groups: Sequence[Json], width: int = 100) -> st
     Args:
         network: `name`, `params`, `macs`, `size_bytes` (float32 parameters), `inputs` (TensorSpec dicts) and,
             where known, `prunable_share`: the fraction of MACs in which some prunable group takes part.
-        groups: `name`, `channels`, `tensors` (names or their number), `pinned` (reason or None), `where`,
-            `fix` and `macs_share` (fraction or None) of every channel group.
+        groups: `name`, `units_before`, `channels`, `tensors` (names or their number), `params` in these, `pinned`
+            (reason or None), `where`, `fix`, `rests_for` (groups that go instead, as they share its channels) and
+            `macs_share` (fraction or None) of every channel group.
         width: Columns of the terminal.
     """
     lines = _wrap(network_line(network), width, "  ")
@@ -161,10 +162,14 @@ def inspect_table(network: Json, groups: Sequence[Json], width: int = 100) -> st
         tensors = group.get("tensors")
         tied = "-" if tensors is None else str(tensors if isinstance(tensors, int) else len(tensors))
         place = f" at {q.place(group['where'])}" if group.get("where") else ""
-        prunable = "yes" if group["pinned"] is None else f"no   {group['pinned']}{place}"
-        cells.append([group["name"], str(group["channels"]), tied, _share(group.get("macs_share")), prunable])
+        instead = f"  rests: {', '.join(group['rests_for'])} goes instead" if group.get("rests_for") else ""
+        prunable = f"yes{instead}" if group["pinned"] is None else f"no   {group['pinned']}{place}"
+        params = None if group.get("params") is None else group["params"] / max(network["params"], 1)
+        sizes = [str(group.get("units_before", "-")), str(group["channels"]), tied]
+        cells.append([group["name"], *sizes, _share(params), _share(group.get("macs_share")), prunable])
     if cells:
-        lines.append(table(["group", "channels", "tied tensors", "share of MACs", "prunable"], cells, "lrrrl", width))
+        header = ["group", "units", "channels", "tensors", "of params", "of MACs", "prunable"]
+        lines.append(table(header, cells, "lrrrrrl", width))
     free = [group for group in groups if group["pinned"] is None]
     summary = f"{len(groups)} group{'' if len(groups) == 1 else 's'}, {len(free)} prunable"
     if network.get("prunable_share") is not None:
