@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -356,3 +357,52 @@ def test_numbers_of_calls_do_not_depend_on_who_holds_the_tensors() -> None:
     assert numbered == [name for name in mode.found if name != "detach"]
     (mean,) = [call for call in captured.calls if call.name == "mean"]
     assert mean.index == mode.found.index("mean") - mode.found[: mode.found.index("mean")].count("detach")
+
+
+IDLE: dict[str, Callable[[torch.Tensor], Any]] = {
+    "warning": lambda x: [warnings.warn("small", stacklevel=1) for _ in [0] if (x > 9).any()],
+    "assertion": lambda x: torch._assert((x > -99).all(), "too small"),
+    "contains": lambda x: 7.0 in x,
+    "equal": lambda x: torch.equal(x, x + 1),
+    "two": lambda x: [bool((x > 9).any()), bool((x < -9).any())],
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(IDLE) - {"assertion"}))
+def test_a_question_whose_answer_changes_no_call_is_accepted(name: str) -> None:
+    function = IDLE[name]
+
+    def forward(m, x):
+        function(x)
+        return m.a(x * 2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        captured = record(Wrap(forward, a=nn.Linear(3, 2)), (torch.randn(2, 3),))
+    assert names(captured)[-2:] == ["mul", "linear"]
+
+
+def test_a_question_whose_other_answer_ends_the_forward_is_refused() -> None:
+    """Nobody knows whether other data ends it too: what an assertion asks is left to the user."""
+    with pytest.raises(TraceError, match="reads values of its data"):
+        record(Wrap(lambda m, x: (IDLE["assertion"](x), x * 2)[1]), (torch.randn(2, 3),))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * 2 if (x > 0).any() else x,
+        lambda x: x * (3 if (x > 0).all() else 2),
+        lambda x: x.sum(int((x > 0).any())),
+        lambda x: x + float((x > 0).any()),
+    ],
+)
+def test_a_question_whose_answer_changes_a_call_or_its_numbers_is_refused(function: Callable[..., Any]) -> None:
+    with pytest.raises(TraceError, match="reads values of its data") as caught:
+        record(Wrap(lambda m, x: function(x)), (torch.randn(2, 3),))
+    assert str(caught.value.where).endswith(f":{function.__code__.co_firstlineno}")
+
+
+def test_many_questions_are_refused() -> None:
+    with pytest.raises(TraceError, match="reads values of its data"):
+        record(Wrap(lambda m, x: [bool(v > 9) for v in x.flatten()] and x * 2), (torch.randn(4, 4),))

@@ -31,6 +31,8 @@ from edgeprune.graph.structure import output_tensors, shared_copy
 _READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "resolve_neg"})
 # Reads of one value, as an `if` makes them: with several examples every path can be recorded.
 _BRANCHES = frozenset({"_local_scalar_dense", "item", "is_nonzero"})
+# Questions to the data that may turn out to change nothing (a warning, an assertion); each costs one more recording.
+_MAX_QUESTIONS = 8
 # Calls without a number: torch inserts a detach where somebody else, such as a recorder, holds the tensor.
 UNNUMBERED = frozenset({"detach"})
 # Operators that pick positions by the values of a tensor; constant values are kept so that labels can follow them.
@@ -120,10 +122,19 @@ class Record:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the calls of one forward. Tensors are kept alive so that identities stay unique."""
 
-    def __init__(self, known: list[torch.Tensor], inputs: tuple[torch.Tensor, ...], *, branches: bool = False) -> None:
+    def __init__(
+        self,
+        known: list[torch.Tensor],
+        inputs: tuple[torch.Tensor, ...],
+        *,
+        branches: bool = False,
+        denied: int | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.branches = branches
         self.reads: list[str] = []
+        self.questions: list[tuple[str, str]] = []
+        self._denied = denied
         self.random = ""
         self.calls: list[Call] = []
         self.spans: list[Span] = []
@@ -150,8 +161,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         where = source_line()
         if base in _READS and depends:
             if not self.branches or base not in _BRANCHES:
-                self.refusal = reads_refused(where, branch=base in _BRANCHES)
-                raise self.refusal
+                return self._answer(func(*args, **kwargs), base, where)
             self.reads.append(where)
         if any(_storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
             self.refusal = TraceError(
@@ -191,6 +201,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         self._index += base not in UNNUMBERED
         return result
+
+    def _answer(self, result: Any, name: str, where: str) -> bool:
+        """Return the answer to a yes-or-no question about the data, or its opposite where that is to be tried."""
+        if type(result) is not bool or len(self.questions) == _MAX_QUESTIONS:
+            self.refusal = reads_refused(where, branch=name in _BRANCHES)
+            raise self.refusal
+        self._index += 1
+        self.questions.append((where, name))
+        return result != (len(self.questions) - 1 == self._denied)
 
     def _counts_sequences(self, name: str, args: tuple[Any, ...]) -> bool:
         """Say whether a call picks the first batch size of packed sequences: their number, a shape and no data."""
@@ -237,9 +256,37 @@ def record(
         branches: Values of the data may decide on the path; the record says where.
         repeat: Run the copy once more and refuse a network that then returns something else.
 
+    A yes-or-no question about the data (`if mask.all():`) is accepted where the opposite answer leads to the same
+    calls, as with warnings and assertions.
+
     Raises:
         TraceError: The forward fails, reads data into Python, is not repeatable or returns nothing with tensors.
         ModelError: The network cannot be copied, has parameters without a shape or returns NaN.
+    """
+    found, questions = _recorded(model, inputs, training=training, branches=branches, repeat=repeat)
+    for number, (where, name) in enumerate(questions):
+        try:
+            other, _ = _recorded(model, inputs, training=training, branches=branches, denied=number)
+        except (TraceError, ModelError):
+            other = None
+        if other is None or _path(other) != _path(found):
+            raise reads_refused(where, branch=name in _BRANCHES)
+    return found
+
+
+def _recorded(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    *,
+    training: bool,
+    branches: bool,
+    repeat: bool = False,
+    denied: int | None = None,
+) -> tuple[Record, list[tuple[str, str]]]:
+    """Return the record of one run and its yes-or-no questions about the data: their lines and operators.
+
+    Args:
+        denied: The question that gets the opposite of its answer.
     """
     working = shared_copy(model).train(training)
     names: dict[int, list[str]] = {}
@@ -250,7 +297,7 @@ def record(
         names.setdefault(id(tensor), []).append(name)
         known[id(tensor)] = tensor
     own = own_inputs(model, inputs)
-    recorder = Recorder(list(known.values()), own, branches=branches)
+    recorder = Recorder(list(known.values()), own, branches=branches, denied=denied)
     hooks = _follow_modules(working, recorder)
     try:
         with torch.random.fork_rng(), torch.inference_mode(), attention_in_parts(), recorder:
@@ -268,7 +315,7 @@ def record(
     check_outputs(model, result, returned, training)
     if repeat and not training:
         check_repeated(model, returned, lambda: _again(working, own_inputs(model, inputs)), recorder.random)
-    return Record(
+    found = Record(
         calls=tuple(recorder.calls),
         tensors={recorder.refer(known[key]).id: found[0] for key, found in names.items()},
         names={found[0]: tuple(found) for found in names.values()},
@@ -280,6 +327,23 @@ def record(
         dtypes={recorder.refer(tensor).id: tensor.dtype for tensor in (*known.values(), *inputs)},
         reads=tuple(dict.fromkeys(recorder.reads)),
     )
+    return found, recorder.questions
+
+
+def _path(found: Record) -> list[Any]:
+    """Return what a forward called, with tensors numbered in the order in which they appear."""
+    numbers: dict[int, int] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return numbers.setdefault(value.id, len(numbers)), value.shape
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return value
+
+    return [(call.func, plain(call.args), plain(call.result)) for call in found.calls] + [plain(found.outputs)]
 
 
 def _again(working: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
