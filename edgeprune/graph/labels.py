@@ -41,7 +41,7 @@ class Atoms:
         self._refined = np.zeros(1024, dtype=bool)
         self._pinned[0] = True
         self._count = 1
-        self._factors: dict[int, tuple[int, ...]] = {}
+        self._factors = np.zeros((1024, MAX_FACTORS), dtype=np.int64)
         self._reasons: dict[int, Pin] = {}
 
     @property
@@ -57,6 +57,8 @@ class Atoms:
             self._parent = np.resize(self._parent, grown)
             self._pinned = np.concatenate([self._pinned, np.zeros(grown - len(self._pinned), dtype=bool)])
             self._refined = np.concatenate([self._refined, np.zeros(grown - len(self._refined), dtype=bool)])
+            more = np.zeros((grown - len(self._factors), MAX_FACTORS), dtype=np.int64)
+            self._factors = np.concatenate([self._factors, more])
         ids = np.arange(start, end, dtype=np.int64)
         self._parent[start:end] = ids
         self._count = end
@@ -210,12 +212,9 @@ class Atoms:
             if not refined.any():
                 rows.append(row)
                 continue
-            values, inverse = np.unique(row, return_inverse=True)
-            products = [self._factors.get(int(value), (int(value),)) for value in values]
-            table = np.zeros((max(map(len, products)), len(values)), dtype=np.int64)
-            for column, product in enumerate(products):
-                table[: len(product), column] = product
-            rows.extend(self.find(line[inverse]) for line in table)
+            table = self._factors[row].T.copy()
+            table[0, ~refined] = row[~refined]
+            rows.extend(self.find(line) for line in table if line.any())
         return np.stack(rows)
 
     def _fix_one_sided(self, a: Label, b: Label, pin: Pin) -> tuple[Label, Label]:
@@ -242,7 +241,7 @@ class Atoms:
         """Replace the atoms of both labels by the components that pairs of their layers have in common."""
         region = _regions(np.concatenate([a, b]))
         region_sizes = np.bincount(region)
-        meets: dict[int, list[int]] = {}
+        met: list[Ids] = []
         seen: set[bytes] = set()
         for row_a in a:
             for row_b in b:
@@ -252,21 +251,19 @@ class Atoms:
                     continue
                 seen.add(key)
                 atoms = self.fresh(count)[0]
-                for index in np.flatnonzero(~_says_nothing(component, count, row_a, row_b, region, region_sizes)):
-                    positions = component == index
-                    for atom in np.union1d(row_a[positions], row_b[positions]).tolist():
-                        if atom:
-                            meets.setdefault(atom, []).append(int(atoms[index]))
-        aliases = [(atom, parts[0]) for atom, parts in meets.items() if len(parts) == 1]
-        if aliases:
-            pairs = np.array(aliases, dtype=np.int64)
-            self.union(pairs[:, 0], pairs[:, 1])
-        for atom, parts in meets.items():
-            if 1 < len(parts) <= MAX_FACTORS:
-                self._factors[atom] = tuple(parts)
+                says = np.append(~_says_nothing(component, count, row_a, row_b, region, region_sizes), False)
+                used = says[component]  # the last entry stands for positions without a component
+                met += [np.stack([row[used], atoms[component[used]]]) for row in (row_a, row_b)]
+        if not met:
+            return
+        pairs = _distinct_pairs(np.concatenate(met, axis=1))
+        old, first, times = np.unique(pairs[0], return_index=True, return_counts=True)
+        self.union(old[times == 1], pairs[1][first[times == 1]])
+        for atom, start, count in zip(old[times > 1].tolist(), first[times > 1], times[times > 1], strict=True):
+            if count <= MAX_FACTORS:
+                self._factors[atom, :count] = pairs[1][start : start + count]
                 self._refined[atom] = True
-            elif len(parts) > MAX_FACTORS:
-                self.pin(np.array([[atom]]), pin)
+        self.pin(old[times > MAX_FACTORS], pin)
         for label in (a, b):
             resolved = self.resolve(label)
             if resolved is not None and len(resolved) > MAX_LAYERS:
@@ -323,7 +320,7 @@ def _says_nothing(
 def _distinct(component: Ids, row: Ids, count: int) -> Ids:
     """Return the number of different values of the row in every component."""
     used = component >= 0
-    pairs = np.unique(np.stack([component[used], row[used]]), axis=1)
+    pairs = _distinct_pairs(np.stack([component[used], row[used]]))
     return np.bincount(pairs[0], minlength=count)
 
 
@@ -344,6 +341,13 @@ def _without_repeats(ids: Ids) -> Ids:
         for earlier in range(later):
             ids[later][ids[later] == ids[earlier]] = 0
     return ids[ids.any(axis=1)] if ids.any() else ids[:1]
+
+
+def _distinct_pairs(pairs: Ids) -> Ids:
+    """Return the different columns of an array of shape (2, n), sorted."""
+    width = int(pairs.max(initial=0)) + 1
+    keys = np.unique(pairs[0] * width + pairs[1])
+    return np.stack([keys // width, keys % width])
 
 
 def _missing(label: Ids, other: Ids) -> NDArray[np.bool_]:
