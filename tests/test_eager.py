@@ -351,3 +351,27 @@ def test_a_script_module_inside_is_cut() -> None:
     other = (torch.randn(3, 3, 8, 8),)
     with torch.no_grad():
         assert small(*other).shape == (3, 4)
+
+
+class Doubled(nn.Conv2d):
+    """A convolution of the user's, whose weight is computed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight * 2, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Doubled])
+def test_grouped_convolutions_know_their_groups(kind: type[nn.Conv2d]) -> None:
+    """Half of the rows may be half of the groups, or half of every group: shapes do not say which."""
+
+    def forward(m, x):
+        return m.c(F.relu(m.b(F.relu(m.a(x)))))
+
+    model = Net(forward, a=nn.Conv2d(3, 16, 1), b=kind(16, 16, 3, groups=4), c=nn.Conv2d(16, 2, 1)).eval()
+    graph = trace(model, IMAGES)
+    groups = set()
+    for group in graph.free:
+        small = compact(model, graph, {group.name: (0, 2)}, IMAGES, "eager").model
+        assert small.b.weight.shape[1] * small.b.groups == small.b.in_channels == small.a.out_channels
+        groups.add(small.b.groups)
+    assert groups == {2, 4}

@@ -7,7 +7,7 @@ torch's modules are repaired from the shapes of their tensors. The user's module
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,13 +18,22 @@ from edgeprune.graph.groups import Dim
 from edgeprune.graph.structure import named_tensors
 
 
-def repair_torch_(model: nn.Module) -> None:
-    """Set the attributes of torch's own modules from the shapes of their tensors, in place."""
-    for module in model.modules():
+def repair_torch_(model: nn.Module, conv_groups: Mapping[str, int] | None = None) -> None:
+    """Set the attributes of torch's own modules from the shapes of their tensors, in place.
+
+    Args:
+        conv_groups: Groups of grouped convolutions by the path of the module, which shapes alone do not always say.
+    """
+    known = conv_groups or {}
+    for path, module in model.named_modules():
         for kind, repair in _REPAIRS:
             if isinstance(module, kind):
                 repair(module)
                 break
+        groups = known.get(path)
+        if groups is not None and isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+            module.groups = groups
+            module.in_channels = module.weight.shape[1] * groups
 
 
 def _conv(module: Any) -> None:
