@@ -41,7 +41,7 @@ def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
     """Check that every group of a plan exists in the graph, is free and has the planned number of units.
 
     Raises:
-        ConfigError: It does not, or groups that must stay equal do not.
+        ConfigError: It does not, or groups or blocks that must stay equal do not.
     """
     free = {group.name: group for group in graph.free}
     pinned = {group.name: group for group in graph.groups if group.pinned is not None}
@@ -60,6 +60,15 @@ def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
             raise ConfigError(
                 f"groups that must keep the same number of units do not: {counts}",
                 fix="keep equally many of each",
+            )
+    kept = {group.name: group.size for group in graph.groups}
+    kept |= {name: len(entry.keep) for name, entry in plan.groups.items()}
+    for balance in graph.balances:
+        if len(set(found := balance.counts(kept))) > 1:
+            names = sorted({name for block in balance.blocks for name in block})
+            raise ConfigError(
+                f"blocks that must keep the same number of channels do not: {balance.what} keep {found}",
+                fix=f"keep fewer or more units of {', '.join(names)}",
             )
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.errors import TraceError
+from edgeprune.graph.blocks import crossing
 from edgeprune.graph.capture import Record, record
-from edgeprune.graph.constraints import link, piece_signature
+from edgeprune.graph.constraints import balance, link, piece_signature, thin_out
 from edgeprune.graph.flow import Contraction, Flow, refs
 from edgeprune.graph.labels import Ids, Pin
 from edgeprune.graph.trail import Trail
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Dim = tuple[str, int]
+MAX_PASSES = 3
+BLOCKED = -1  # the axis of the inputs of all blocks, in `ChannelGraph.dims`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +65,31 @@ class Statistic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Blocks that must keep the same number of positions: per block {group: positions per unit}, and what stays."""
+
+    what: str
+    blocks: tuple[Mapping[str, int], ...]
+    fixed: tuple[int, ...]
+
+    def counts(self, kept: Mapping[str, int]) -> list[int]:
+        """Return how many positions every block keeps, from the number of kept units of every group in them."""
+        return [
+            fixed + sum(times * kept[name] for name, times in block.items())
+            for block, fixed in zip(self.blocks, self.fixed, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelGraph:
     """Which channels of a network go together.
 
     `dims` gives for every dimension of every parameter that can shrink the unit ids of its positions, shape
-    (layers, size), -1 for none. `names` lists all names of a shared tensor under its first one. `links` are groups
-    that must keep the same number of units. The `sides` of `contractions` hold unit ids too. `unused` are tensors
-    that the forward did not touch, such as those of a branch for training only. `trail` knows what is left of every
-    call.
+    (layers, size), -1 for none; axis BLOCKED stands for the inputs of all blocks of a grouped convolution whose
+    dimension 1 is cut block by block. `names` lists all names of a shared tensor under its first one. `links` are
+    groups that must keep the same number of units, `balances` blocks that must keep the same number of positions. The
+    `sides` of `contractions` hold unit ids too. `unused` are tensors that the forward did not touch, such as those of
+    a branch for training only. `trail` knows what is left of every call.
     """
 
     groups: tuple[Group, ...]
@@ -77,6 +97,7 @@ class ChannelGraph:
     names: dict[str, tuple[str, ...]]
     shapes: dict[str, tuple[int, ...]]
     links: tuple[tuple[str, ...], ...]
+    balances: tuple[Balance, ...]
     statistics: tuple[Statistic, ...]
     contractions: tuple[Contraction, ...]
     unit_count: int
@@ -157,11 +178,38 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
         TraceError: The forward fails or depends on the data in Python.
     """
     first = record(model, inputs)
-    flow = Flow(first, _training(model, inputs) if _untouched([first]) else ())
+    others = _training(model, inputs) if _untouched([first]) else ()
+    flow = _propagated(Flow(first, others))
+    best, crossed = _form(flow), crossing(flow)
+    in_blocks: frozenset[str] = frozenset()
+    for _ in range(MAX_PASSES):
+        if crossed <= in_blocks:
+            break
+        in_blocks |= crossed
+        flow = _propagated(Flow(first, others, in_blocks))
+        found, crossed = _form(flow), crossing(flow)
+        if _reach(found) > _reach(best):
+            best = found
+    return best
+
+
+def _propagated(flow: Flow) -> Flow:
     flow.propagate()
     flow.pin_outputs()
     flow.pin_unread()
-    return _form(flow)
+    thin_out(flow.atoms, flow.pieces)
+    return flow
+
+
+def _reach(graph: ChannelGraph) -> float:
+    """Return how many values of the tensors lie in a position that may go."""
+    free = np.zeros(graph.unit_count + 1, dtype=bool)
+    for group in graph.free:
+        free[group.units] = group.size > 1
+    left: dict[str, float] = {}
+    for (name, _), units in graph.dims.items():
+        left[name] = left.get(name, 1.0) * float((~free[units].any(axis=0)).mean())
+    return sum((1 - share) * float(np.prod(graph.shapes[name])) for name, share in left.items())
 
 
 def _training(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Record, ...]:
@@ -190,6 +238,8 @@ def _form(flow: Flow) -> ChannelGraph:
             found = atoms.resolve(label)
             if found is not None:
                 resolved[(name, axis)] = found
+        if name in flow.blocked and (found := atoms.resolve(flow.blocked[name])) is not None:
+            resolved[(name, BLOCKED)] = found
     used = np.unique(np.concatenate([found.reshape(-1) for found in resolved.values()] or [np.zeros(1, np.int64)]))
     used = used[used != 0]
     count = atoms.count
@@ -201,7 +251,7 @@ def _form(flow: Flow) -> ChannelGraph:
     group_of = np.full(count, -1, dtype=np.int64)
     group_of[used] = group_of_unit
     members = [np.flatnonzero(group_of_unit == index) for index in range(int(group_of_unit.max(initial=-1)) + 1)]
-    links = link(atoms, flow.pieces, group_of, [len(units) for units in members])
+    sizes = [len(units) for units in members]
     statistics = tuple(
         Statistic(
             call=mark.call,
@@ -224,7 +274,15 @@ def _form(flow: Flow) -> ChannelGraph:
         dims=dims,
         names=flow.record.names,
         shapes=flow.record.shapes,
-        links=tuple(tuple(names[index] for index in row) for row in links),
+        links=tuple(tuple(names[index] for index in row) for row in link(atoms, flow.pieces, group_of, sizes)),
+        balances=tuple(
+            Balance(
+                what=what,
+                blocks=tuple({names[group]: times for group, times in block.items()} for block in blocks),
+                fixed=tuple(fixed),
+            )
+            for what, blocks, fixed in balance(atoms, flow.pieces, group_of, sizes)
+        ),
         statistics=statistics,
         contractions=tuple(
             replace(
