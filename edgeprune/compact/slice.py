@@ -11,7 +11,8 @@ from torch import nn
 
 from edgeprune.errors import ConfigError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.groups import BLOCKED, Dim
+from edgeprune.graph.classes import BLOCKED
+from edgeprune.graph.groups import Dim
 from edgeprune.graph.structure import copy_model, named_tensors
 
 Masks = Mapping[Dim, NDArray[np.bool_]]

@@ -51,7 +51,7 @@ def link(atoms: Atoms, cuts: Sequence[Pieces], group_of: Ids, sizes: Sequence[in
 def balance(
     atoms: Atoms, cuts: Sequence[Pieces], group_of: Ids, sizes: Sequence[int]
 ) -> list[tuple[str, list[dict[int, int]], list[int]]]:
-    """Return the balanced cuts that links do not keep equal: per piece the positions per unit of every group in it.
+    """Return the balanced cuts: per piece the positions per unit of every group in it. Where all have the same, none.
 
     Args:
         atoms: As for `link`; no position of a balanced cut holds several (`thin_out`).
@@ -62,14 +62,14 @@ def balance(
     found = []
     for request in cuts:
         pieces = _pieces(atoms, request)
-        if request.balanced is None or not pieces or _match(pieces, group_of, sizes) is not None:
+        if request.balanced is None or not pieces:
             continue
         blocks = []
         for piece in pieces:
             groups, times = np.unique(group_of[piece[piece != 0]], return_counts=True)
             blocks.append({int(g): int(n) // sizes[g] for g, n in zip(groups, times, strict=True)})
         entry = (request.balanced, blocks, [int((~piece.any(axis=0)).sum()) for piece in pieces])
-        if entry not in found:
+        if entry not in found and any(block != blocks[0] for block in blocks):
             found.append(entry)
     return found
 
@@ -96,6 +96,19 @@ def thin_out(atoms: Atoms, cuts: Sequence[Pieces]) -> None:
                 chosen = ids[order == order.max()]
             atoms.pin(chosen, Pin(reason=f"{request.balanced} are cut into equal blocks", where=request.where))
             changed = True
+
+
+def pin_lonely(atoms: Atoms, cuts: Sequence[Pieces], group_of: Ids, sizes: Sequence[int]) -> bool:
+    """Pin the atoms in balanced cuts that are alone in their group, which keeps one; tell whether there were any."""
+    found = False
+    for request in cuts:
+        label = atoms.resolve(request.label) if request.balanced is not None else None
+        if label is not None:
+            ids = np.unique(label[label != 0])
+            alone = ids[np.array(sizes, dtype=np.int64)[group_of[ids]] == 1]
+            atoms.pin(alone, Pin(reason=f"it has no like in {request.balanced}", where=request.where))
+            found = found or len(alone) > 0
+    return found
 
 
 def _filling(piece: Ids) -> Ids:

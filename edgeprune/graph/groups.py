@@ -16,7 +16,8 @@ import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.errors import TraceError
 from edgeprune.graph.blocks import crossing
 from edgeprune.graph.capture import Record, record
-from edgeprune.graph.constraints import balance, link, piece_signature, thin_out
+from edgeprune.graph.classes import classify, shared_positions
+from edgeprune.graph.constraints import balance, link, thin_out
 from edgeprune.graph.flow import Contraction, Flow, refs
 from edgeprune.graph.labels import Ids, Pin
 from edgeprune.graph.trail import Trail
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 Dim = tuple[str, int]
 MAX_PASSES = 3
-BLOCKED = -1  # the axis of the inputs of all blocks, in `ChannelGraph.dims`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,42 +231,21 @@ def _untouched(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _form(flow: Flow) -> ChannelGraph:
     """Number the units, gather them in groups, link groups."""
-    atoms = flow.atoms
-    resolved: dict[Dim, Ids] = {}
-    for key, name in flow.record.tensors.items():
-        for axis, label in enumerate(flow.labels.get(key, [])):
-            found = atoms.resolve(label)
-            if found is not None:
-                resolved[(name, axis)] = found
-        if name in flow.blocked and (found := atoms.resolve(flow.blocked[name])) is not None:
-            resolved[(name, BLOCKED)] = found
-    used = np.unique(np.concatenate([found.reshape(-1) for found in resolved.values()] or [np.zeros(1, np.int64)]))
-    used = used[used != 0]
-    count = atoms.count
-    number = np.full(count, -1, dtype=np.int64)
-    number[used] = np.arange(len(used))
-    dims = {dim: number[found] for dim, found in resolved.items()}
-    signature = piece_signature(atoms, flow.pieces, count)[used]
-    group_of_unit = _classes(dims, signature, len(used))
-    group_of = np.full(count, -1, dtype=np.int64)
-    group_of[used] = group_of_unit
-    members = [np.flatnonzero(group_of_unit == index) for index in range(int(group_of_unit.max(initial=-1)) + 1)]
-    sizes = [len(units) for units in members]
+    atoms, found = flow.atoms, classify(flow)
+    dims, number, group_of = found.dims, found.number, found.group_of
+    sizes = [len(units) for units in found.members]
     statistics = tuple(
         Statistic(
             call=mark.call,
             name=mark.name,
-            units={
-                key: number[found] for key, label in mark.labels.items() if (found := atoms.resolve(label)) is not None
-            },
+            units={key: number[row] for key, label in mark.labels.items() if (row := atoms.resolve(label)) is not None},
         )
         for mark in flow.marks
     )
     statistics = tuple(statistic for statistic in statistics if statistic.units)
-    inner = [number[found] for label in flow.inner if (found := atoms.resolve(label)) is not None]
-    groups = _describe(
-        flow, dims, members, statistics, np.unique(np.concatenate([ids.reshape(-1) for ids in inner] or [used[:0]]))
-    )
+    inner = [number[row].reshape(-1) for label in flow.inner if (row := atoms.resolve(label)) is not None]
+    within = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *inner]))
+    groups = _describe(flow, dims, found.members, statistics, within)
     names = [group.name for group in groups]
     order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
     return ChannelGraph(
@@ -277,61 +256,19 @@ def _form(flow: Flow) -> ChannelGraph:
         links=tuple(tuple(names[index] for index in row) for row in link(atoms, flow.pieces, group_of, sizes)),
         balances=tuple(
             Balance(
-                what=what,
-                blocks=tuple({names[group]: times for group, times in block.items()} for block in blocks),
-                fixed=tuple(fixed),
+                what=what, blocks=tuple({names[n]: times for n, times in b.items()} for b in blocks), fixed=tuple(fixed)
             )
             for what, blocks, fixed in balance(atoms, flow.pieces, group_of, sizes)
         ),
         statistics=statistics,
         contractions=tuple(
-            replace(
-                item, sides=tuple(number[found] for side in item.sides if (found := atoms.resolve(side)) is not None)
-            )
+            replace(item, sides=tuple(number[row] for side in item.sides if (row := atoms.resolve(side)) is not None))
             for item in flow.contractions
         ),
-        unit_count=len(used),
+        unit_count=sum(sizes),
         unused=_untouched([flow.record]),
         trail=Trail(flow.record, flow.trail, atoms, number),
     )
-
-
-def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
-    """Return a class per unit: units with the same tensors, dimensions, multiplicities and blocks share one."""
-    code = signature.astype(np.uint64)
-    for index, units in enumerate(dims.values()):
-        found, times = np.unique(units[units >= 0], return_counts=True)
-        step = np.uint64(0xC2B2AE3D27D4EB4F * (2 * index + 1) % 2**64)
-        code[found] = (code[found] ^ (times.astype(np.uint64) * step)) * np.uint64(0x100000001B3)
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return _apart(dims, rank[inverse]) if count else np.zeros(0, dtype=np.int64)
-
-
-def _apart(dims: dict[Dim, Ids], classes: Ids) -> Ids:
-    """Split classes whose units share positions (as many blocks as places in a block): removing both multiplies."""
-    rivals: dict[int, set[int]] = {}
-    for units in dims.values():
-        pairs = _shared_positions(units)
-        for a, b in pairs[:, classes[pairs[0]] == classes[pairs[1]]].T.tolist():
-            rivals.setdefault(a, set()).add(b)
-            rivals.setdefault(b, set()).add(a)
-    part = np.zeros(len(classes), dtype=np.int64)
-    for unit in sorted(rivals):
-        taken = {int(part[rival]) for rival in rivals[unit] if rival < unit}
-        part[unit] = next(number for number in range(len(taken) + 1) if number not in taken)
-    return np.unique(np.stack([classes, part]), axis=1, return_inverse=True)[1].reshape(-1)
-
-
-def _shared_positions(units: Ids) -> Ids:
-    """Return the pairs of units that one dimension holds at the same position, shape (2, pairs)."""
-    found = [np.zeros((2, 0), dtype=np.int64)]
-    for upper in range(len(units)):
-        for lower in range(upper):
-            both = (units[upper] >= 0) & (units[lower] >= 0)
-            found.append(np.stack([units[upper], units[lower]])[:, both])
-    return np.unique(np.concatenate(found, axis=1), axis=1)
 
 
 def _describe(
@@ -347,7 +284,7 @@ def _describe(
         present = np.unique(group_of[units[units >= 0]]).tolist()
         for index in present:
             holders[index].append(dim)
-        for a, b in np.unique(group_of[_shared_positions(units)], axis=1).T.tolist():
+        for a, b in np.unique(group_of[shared_positions(units)], axis=1).T.tolist():
             overlapping[a].add(b)
             overlapping[b].add(a)
     marked = {

@@ -20,7 +20,7 @@ from torch import nn
 
 from edgeprune.errors import ConfigError, ModelError
 from edgeprune.graph import ChannelGraph, Group
-from edgeprune.graph.groups import BLOCKED
+from edgeprune.graph.classes import BLOCKED
 from edgeprune.graph.structure import copy_model
 
 logger = logging.getLogger(__name__)

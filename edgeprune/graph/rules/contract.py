@@ -102,8 +102,8 @@ def _in_blocks(flow: Flow, call: Call, channels: Label, size: int, groups: int, 
         flow.blocked[name] = flow.atoms.fresh(size)
     columns, rows = flow.blocked[name], flow.of(weight)[0]
     flow.join(channels, columns, call)
-    flow.cut(columns, [size // groups] * groups, call, equal=True, balanced=f"the inputs of {name}")
-    flow.cut(rows, [weight.shape[0] // groups] * groups, call, equal=True, balanced=f"the rows of {name}")
+    flow.cut(columns, [size // groups] * groups, call, equal=False, balanced=f"the inputs of {name}")
+    flow.cut(rows, [weight.shape[0] // groups] * groups, call, equal=False, balanced=f"the rows of {name}")
     return columns
 
 
