@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgeprune.graph import ChannelGraph
 from edgeprune.graph.groups import Balance
 
-NAMED_FIRST = 1000.0  # what is asked for outweighs what has to go along
+ASKED_FOR = 1000.0  # what is asked for by name outweighs what has to go along
 MORE = 1e-4  # of equally near numbers the larger ones
 SECONDS = 5.0  # per programme; the best numbers found by then are taken
 
@@ -67,7 +67,7 @@ def balanced_units(
     keep = {name: tuple(filter(preferred, range(sizes[name]))) for name in named}
     wanted = {name: float(size) for name, size in sizes.items() if name not in rest or name in keep}
     wanted |= {name: float(len(units)) for name, units in keep.items()}
-    counts = balanced_counts(graph, wanted, weights=dict.fromkeys(named, NAMED_FIRST))
+    counts = balanced_counts(graph, wanted, weights=dict.fromkeys(named, ASKED_FOR))
     for name, count in counts.items():
         order = sorted(range(sizes.get(name, 1)), key=lambda unit: not preferred(unit))
         keep[name] = tuple(sorted(order[:count]))

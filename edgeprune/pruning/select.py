@@ -19,7 +19,7 @@ from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph import ChannelGraph, Group
 from edgeprune.graph.cost import count_macs
 from edgeprune.graph.labels import Pin
-from edgeprune.pruning.balance import balanced_counts
+from edgeprune.pruning.balance import ASKED_FOR, balanced_counts
 from edgeprune.pruning.criteria import Scores
 from edgeprune.pruning.plan import GroupPlan, PrunePlan
 from edgeprune.values import TensorSpec, parse_macs
@@ -160,7 +160,8 @@ def _choose(
             steps.update(dict.fromkeys(together, int(np.lcm.reduce([steps[name] for name in together]))))
             least.update(dict.fromkeys(together, max(least[name] for name in together)))
     counts = {group.name: _round(wanted[n := group.name], steps[n], least[n], group.size) for group in active}
-    counts |= balanced_counts(graph, wanted, least=least, align=align)
+    weights = dict.fromkeys(config.ratios, ASKED_FOR)
+    counts |= balanced_counts(graph, wanted, least=least, weights=weights, align=align)
     keep = {}
     for group in graph.free:
         if group.name in rest:
