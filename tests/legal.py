@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from edgeprune.graph import ChannelGraph
-from edgeprune.pruning.balance import balanced_counts
+from edgeprune.graph.balance import balanced_counts
 
 
 def legal(graph: ChannelGraph, keep: Mapping[str, Iterable[int]]) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from edgeprune.compact.reference import masked_copy, reference_outputs
 from edgeprune.config import PruneConfig
 from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph import ChannelGraph, trace
+from edgeprune.graph.balance import balanced_counts, balanced_units, rigid
 from edgeprune.graph.classes import BLOCKED
 from edgeprune.graph.cost import count_macs
 from edgeprune.graph.flow import Flow
+from edgeprune.graph.groups import Balance
 from edgeprune.pruning import GroupPlan, PrunePlan, make_plan, score
-from edgeprune.pruning.balance import balanced_counts, balanced_units
 from edgeprune.pruning.select import remaining_macs
 from tests.legal import halves, legal
 from tests.masking import largest_difference, masked_by_hooks
@@ -119,7 +121,7 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     return lively({
         "cat": lambda: Joined(((4, 1), (20, 2)), 3, 4),
-        "shuffle": lambda: Joined(((12, 3),), 3, 7, 3),
+        "shuffle": lambda: Joined(((12, 3),), 3, 16, 3),
         "unit": lambda: nn.Sequential(nn.Conv2d(3, 24, 1), nn.ReLU(), Unit(24, 24, 2, 1, 2), nn.Conv2d(24, 2, 1)),
         "stage": Stage,
         "merge": lambda: Stage(4),
@@ -249,7 +251,7 @@ def check_random(model: Joined, data: st.DataObject) -> None:
 def test_random_networks_at_random_legal_units() -> None:
     crossed.clear()
     check_random()
-    assert 2 * sum(crossed) > len(crossed)
+    assert 3 * sum(crossed) > len(crossed)
 
 
 @settings(SLOW, max_examples=40)
@@ -453,3 +455,46 @@ def test_fixed_channels_count_in_their_block() -> None:
     keep = legal(graph, {"first": (1,), "mix": (0, 2)})
     assert [len(keep[name]) for name in ("first", "first#2")] == [1, 4]
     check_exact(model, graph, keep)
+
+
+def test_blocks_that_are_equal_only_as_a_whole_are_pinned_with_the_reason() -> None:
+    torch.manual_seed(0)
+    model = lively(Joined(((18, 3), (4, 4), (5, 1)), 3, 4))
+    graph = trace(model, INPUTS)
+    stiff = [group for group in graph.groups if "stay equal only when all of them stay" in str(group.pinned)]
+    assert len(stiff) == 4
+    assert rigid(graph) == []
+    fewest = balanced_counts(graph, dict.fromkeys([group.name for group in graph.free], 1.0))
+    assert any(fewest[group.name] < group.size for group in graph.free if group.name in fewest)
+    keep = halves(graph)
+    assert all(len(found) == 1 for found in blocks_of(graph, keep))
+    check_exact(model, graph, keep)
+
+
+def test_numbers_that_only_the_whole_satisfies_stay_whole() -> None:
+    graph = trace(build("cat"), INPUTS)
+    same = Balance(what="same", blocks=({"mix": 1}, {"mix#2": 1}), fixed=(0, 0))
+    twice = Balance(what="twice", blocks=({"mix": 2}, {"mix#2": 1}), fixed=(0, 4))
+    assert rigid(replace(graph, balances=(same,))) == []
+    stiff = replace(graph, balances=(same, twice))
+    assert rigid(stiff) == [(frozenset({"mix", "mix#2"}), "same")]
+    assert balanced_counts(stiff, {"mix": 1.0, "mix#2": 2.0}) == {"mix": 4, "mix#2": 4}
+
+
+def test_links_count_as_equalities() -> None:
+    graph = trace(build("cat"), INPUTS)
+    assert graph.links == ()
+    linked = replace(graph, links=(("mix", "branches.0"),))
+    wanted = {group.name: group.size / 2 for group in graph.free} | {"mix": 3.0, "branches.0": 1.0}
+    counts = balanced_counts(linked, wanted, weights={"branches.0": 1000.0})
+    assert counts["mix"] == counts["mix#2"] == counts["mix#3"] == counts["branches.0"] < 3
+    assert all(len(set(balance.counts(counts))) == 1 for balance in graph.balances)
+
+
+def test_ratios_by_name_weigh_more_than_what_goes_along() -> None:
+    model = build("cat")
+    graph = trace(model, INPUTS)
+    plan = planned(model, graph, ratio=0.0, ratios={"mix": 0.75})
+    assert {name: len(group.keep) for name, group in plan.groups.items() if name.startswith("mix")} == {
+        "mix": 1, "mix#2": 1, "mix#3": 1,
+    }  # fmt: skip

@@ -19,9 +19,9 @@ from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError, ModelError
 from edgeprune.graph import ChannelGraph, trace
+from edgeprune.graph.balance import balanced_units
 from edgeprune.graph.labels import Pin
 from edgeprune.graph.structure import double_copy, named_tensors
-from edgeprune.pruning.balance import balanced_units
 from edgeprune.pruning.select import resting
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.errors import TraceError
+from edgeprune.graph.balance import rigid
 from edgeprune.graph.blocks import crossing
 from edgeprune.graph.capture import Record, record
 from edgeprune.graph.classes import classify, shared_positions
@@ -188,6 +189,8 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ChannelGraph:
         in_blocks |= crossed
         flow = _propagated(Flow(first, others, in_blocks))
         found, crossed = _form(flow), crossing(flow)
+        for names, what in rigid(found):
+            found = found.pin(names, Pin(reason=f"{what} stay equal only when all of them stay"))
         if _reach(found) > _reach(best):
             best = found
     return best

@@ -17,9 +17,9 @@ import numpy as np
 from edgeprune.config import PruneConfig
 from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph import ChannelGraph, Group
+from edgeprune.graph.balance import ASKED_FOR, balanced_counts
 from edgeprune.graph.cost import count_macs
 from edgeprune.graph.labels import Pin
-from edgeprune.pruning.balance import ASKED_FOR, balanced_counts
 from edgeprune.pruning.criteria import Scores
 from edgeprune.pruning.plan import GroupPlan, PrunePlan
 from edgeprune.values import TensorSpec, parse_macs

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.graph import ChannelGraph
-from edgeprune.graph.groups import Balance
+if TYPE_CHECKING:
+    from edgeprune.graph.groups import Balance, ChannelGraph
 
 ASKED_FOR = 1000.0  # what is asked for by name outweighs what has to go along
 MORE = 1e-4  # of equally near numbers the larger ones
@@ -50,6 +51,17 @@ def balanced_counts(
         legal = all(len(set(balance.counts(sizes | found))) == 1 for balance in balances)
         counts.update(found if legal else whole)
     return counts
+
+
+def rigid(graph: ChannelGraph) -> list[tuple[frozenset[str], str]]:
+    """Return sets of free groups of which nothing can go while their blocks stay equal, each with what needs that."""
+    sizes = {group.name: group.size for group in graph.free}
+    fewest = balanced_counts(graph, dict.fromkeys(sizes, 1.0))
+    return [
+        (names, balances[0].what)
+        for names, balances in _components(graph)
+        if all(fewest[name] == sizes[name] for name in names)
+    ]
 
 
 def balanced_units(
