@@ -498,3 +498,59 @@ def test_ratios_by_name_weigh_more_than_what_goes_along() -> None:
     assert {name: len(group.keep) for name, group in plan.groups.items() if name.startswith("mix")} == {
         "mix": 1, "mix#2": 1, "mix#3": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Conv1d, (9,)), (nn.Conv3d, (3, 3, 3))])
+def test_blocks_of_one_and_three_dimensions(layer: type[nn.Module], shape: tuple[int, ...]) -> None:
+    class Lines(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a = layer(3, 12, 1), layer(12, 4, 1)
+            self.b, self.mix = layer(12, 20, 1, groups=2), layer(24, 12, 3, groups=3)
+            self.head = layer(12, 2, 1)
+
+        def forward(self, x):
+            x = F.relu(self.stem(x))
+            return self.head(F.relu(self.mix(F.relu(torch.cat([self.a(x), self.b(x)], 1)))))
+
+    torch.manual_seed(0)
+    model, inputs = Lines().double().eval(), (torch.randn(2, 3, *shape, dtype=torch.float64),)
+    graph = trace(model, inputs)
+    assert ("mix.weight", BLOCKED) in graph.dims
+    keep = halves(graph)
+    found = compact(model, graph, keep, inputs)
+    assert (found.mode, tuple(found.model.mix.weight.shape[:2])) == ("eager", (6, 4))
+    assert found.check.max_rel < 1e-9
+    assert (
+        largest_difference(masked_by_hooks(model, graph.names, graph.masks(halves(graph))), found.model, inputs) < 1e-9
+    )
+
+
+def test_the_memory_format_of_a_weight_stays() -> None:
+    model = build("cat").to(memory_format=torch.channels_last)
+    graph = trace(model, INPUTS)
+    small = check_exact(model, graph, halves(graph))
+    assert small.mix.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not small.mix.weight.is_contiguous()
+
+
+def test_branches_for_training_take_part() -> None:
+    class Aided(Joined):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.aid = nn.Conv2d(24, 12, 1, groups=3)
+
+        def forward(self, x):
+            if not self.training:
+                return super().forward(x)
+            joined = self.joined(x)
+            return self.head(F.relu(self.norm(self.mix(joined)))) + self.head(self.aid(joined))
+
+    torch.manual_seed(0)
+    model = lively(Aided(((4, 1), (20, 2)), 3, 4))
+    graph = trace(model, INPUTS)
+    assert "the inputs of aid.weight" in {balance.what for balance in graph.balances}
+    small = check_exact(model, graph, halves(graph))
+    assert (small.aid.in_channels, small.aid.out_channels) == (small.mix.in_channels, 6)
+    small.train()(*INPUTS).mean().backward()
+    assert small.aid.weight.grad is not None

@@ -31,6 +31,9 @@ def crossing(flow: Flow) -> frozenset[str]:
     blocks: dict[str, set[int]] = {}
     for grouped in flow.grouped:
         blocks.setdefault(grouped.weight, set()).add(grouped.groups)
+    labels = [label for grouped in flow.grouped for label in (grouped.channels, grouped.rows) if label is not None]
+    if not any(_pinned(flow, label) for label in labels):  # what was fixed from the start (an image) is no reason
+        return flow.in_blocks
     return flow.in_blocks | frozenset(
         grouped.weight
         for grouped in flow.grouped
@@ -41,8 +44,6 @@ def crossing(flow: Flow) -> frozenset[str]:
 
 
 def _pinned(flow: Flow, label: Label) -> bool:
-    """Tell whether positions of a label are pinned; those that never could go are not."""
-    if label is None:
-        return False
+    """Tell whether positions of a label can never go, pinned or fixed."""
     found = flow.atoms.resolve(label)
     return found is None or not bool(found.any(axis=0).all())
