@@ -182,7 +182,7 @@ def _solved(problem: _Problem, step: int) -> dict[str, int]:
             np.concatenate([problem.sizes, np.full(count, np.inf), totals // step, np.ones(len(stepped))]),
         ),
         constraints=rules,
-        options={"time_limit": SECONDS},
+        options={"time_limit": SECONDS, "presolve": False},  # with it HiGHS may print to the standard output
     )
     if found.x is None:
         return {}
