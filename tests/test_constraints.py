@@ -15,7 +15,7 @@ from edgeprune.compact import analyse, apply
 from edgeprune.compact.outputs import compact
 from edgeprune.config import PruneConfig
 from edgeprune.graph import ChannelGraph, trace
-from edgeprune.graph.constraints import _merge, link
+from edgeprune.graph.constraints import _merge, balance, link, piece_signature, pin_lonely, thin_out
 from edgeprune.graph.flow import Pieces
 from edgeprune.graph.labels import Atoms, Pin
 from edgeprune.pruning import make_plan, score
@@ -170,3 +170,64 @@ def test_pieces_are_paired_or_left_alone(label, groups, sizes, expected) -> None
     for atom, group in groups.items():
         group_of[atom] = group
     assert link(atoms, [cut_of(label)], group_of, sizes) == (expected or [])
+
+
+def balanced(label: Any, pieces: int = 2) -> Pieces:
+    ids = np.array(label, dtype=np.int64)
+    return Pieces(
+        label=ids, sizes=(ids.shape[1] // pieces,) * pieces, equal=False, balanced="the rows", where="net.py:1"
+    )
+
+
+def atoms_and_groups(groups: dict[int, int]) -> tuple[Atoms, Any]:
+    atoms = Atoms()
+    atoms.fresh(12)
+    group_of = np.full(atoms.count, -1)
+    for atom, group in groups.items():
+        group_of[atom] = group
+    return atoms, group_of
+
+
+def test_a_balance_counts_positions_per_unit_and_what_stays() -> None:
+    atoms, group_of = atoms_and_groups({1: 0, 2: 0, 3: 1, 4: 2, 5: 2})
+    cut = balanced([[1, 1, 2, 2, 3, 0, 3, 4, 5, 0, 0, 0]])
+    assert balance(atoms, [cut, cut], group_of, [2, 1, 2]) == [("the rows", [{0: 2, 1: 1}, {1: 1, 2: 1}], [1, 3])]
+    assert link(atoms, [cut], group_of, [2, 1, 2]) == []
+
+
+def test_blocks_that_hold_the_same_are_equal_by_themselves() -> None:
+    atoms, group_of = atoms_and_groups({1: 0, 2: 0})
+    assert balance(atoms, [balanced([[1, 2, 2, 1]])], group_of, [2]) == []
+    assert balance(atoms, [cut_of([[1, 2, 3, 4]])], group_of, [2]) == []  # not a balanced cut
+
+
+def test_units_in_other_pieces_are_told_apart_by_all_their_positions() -> None:
+    """One position each in the first and third piece, or two in the second: sums over evenly spaced numbers agree."""
+    atoms, _ = atoms_and_groups({})
+    signature = piece_signature(atoms, [balanced([[1, 3, 2, 2, 1, 4]], 3)], atoms.count)
+    assert len(set(signature[[1, 2, 3, 4]].tolist())) == 4
+
+
+def test_positions_with_several_atoms_are_thinned_out() -> None:
+    """Whole blocks, which could never go, make way for places; of two others the coarser one does."""
+    atoms, _ = atoms_and_groups({})
+    blocks = balanced([[1, 1, 1, 1, 2, 2, 2, 2], [3, 4, 5, 6, 3, 4, 5, 6]])
+    thin_out(atoms, [blocks])
+    assert np.array_equal(atoms.resolve(blocks.label), [[3, 4, 5, 6, 3, 4, 5, 6]])
+    crossing = balanced([[7, 7, 7, 8, 8, 8], [9, 10, 9, 10, 9, 10]])
+    thin_out(atoms, [crossing, cut_of([[11, 11], [12, 12]])])
+    left = atoms.resolve(crossing.label)
+    assert left is not None
+    assert len(left) == 1
+    found = atoms.explain(np.array([1]))
+    assert found is not None
+    assert found[1] == Pin(reason="the rows are cut into equal blocks", where="net.py:1")
+    assert np.array_equal(atoms.resolve(np.array([[11], [12]])), [[11], [12]])  # other cuts may be crowded
+
+
+def test_units_without_their_like_in_balanced_blocks_are_pinned() -> None:
+    atoms, group_of = atoms_and_groups({1: 0, 2: 0, 3: 1, 4: 2})
+    cuts = [balanced([[1, 2, 3, 0]]), cut_of([[4, 0]])]
+    assert pin_lonely(atoms, cuts, group_of, [2, 1, 1])
+    assert np.array_equal(atoms.resolve(np.array([[1, 2, 3, 4]])), [[1, 2, 0, 4]])
+    assert not pin_lonely(atoms, cuts, group_of, [2, 1, 1])

@@ -20,6 +20,7 @@ from edgeprune.config import PruneConfig
 from edgeprune.errors import ModelError, TraceError, VerificationError
 from edgeprune.graph import ChannelGraph, trace
 from edgeprune.pruning import make_plan, score
+from tests.legal import halves
 
 VECTORS = (torch.randn(2, 6, generator=torch.Generator().manual_seed(0)),)
 IMAGES = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -44,8 +45,7 @@ def seeded() -> None:
 def halved(model: nn.Module, inputs: tuple[torch.Tensor, ...], graph: ChannelGraph | None = None) -> nn.Module:
     """Return the user's own network with every second unit of every free group removed."""
     graph = graph or trace(model, inputs)
-    keep = {group.name: tuple(range(0, group.size, 2)) for group in graph.free}
-    return compact(model, graph, keep, inputs, "eager").model
+    return compact(model, graph, halves(graph), inputs, "eager").model
 
 
 def mlp() -> nn.Sequential:

@@ -16,6 +16,7 @@ from edgeprune.compact.outputs import compact
 from edgeprune.compact.program import Captured
 from edgeprune.errors import ModelError, VerificationError
 from edgeprune.graph import trace
+from tests.legal import halves
 
 INPUTS = (torch.randn(2, 6, generator=torch.Generator().manual_seed(0)),)
 
@@ -65,7 +66,7 @@ def seeded() -> None:
 def halved(model: nn.Module, inputs: tuple[torch.Tensor, ...] = INPUTS, output: Any = "auto") -> Compacted:
     graph = analyse(model, inputs)
     assert graph.free
-    return compact(model, graph, {g.name: tuple(range(0, g.size, 2)) for g in graph.free}, inputs, output)
+    return compact(model, graph, halves(graph), inputs, output)
 
 
 def test_a_network_that_can_stay_itself_does() -> None:

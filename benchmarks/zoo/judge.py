@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgeprune.graph.capture import bind, output_tensors
 
 TOLERANCE = 1e-4
-# Kept positions along dimensions of parameters and buffers.
+# Kept positions along dimensions of parameters and buffers; -1 stands for the inputs of all blocks of a grouped
+# convolution, whose weight holds other ones in every block of its rows.
 Kept = Mapping[tuple[str, int], torch.Tensor]
 Inputs = tuple[torch.Tensor, ...]
 Outputs = list[torch.Tensor]
@@ -135,6 +136,11 @@ def _masked(model: nn.Module, kept: Kept, precision: torch.dtype) -> tuple[nn.Mo
         for (name, axis), keep in kept.items():
             if name not in tensors:
                 raise Undecided(f"{name} is no tensor of the dense network")
+            if axis < 0:
+                blocks = tensors[name].unflatten(0, (masked.get_submodule(name.rpartition(".")[0]).groups, -1))
+                removed = _removed(keep, blocks.shape[0] * blocks.shape[2]).reshape(len(blocks), 1, -1)
+                blocks.masked_fill_(removed[(...,) + (None,) * (blocks.dim() - 3)], 0)
+                continue
             removed = _removed(keep, tensors[name].shape[axis])
             tensors[name].index_fill_(axis, removed.nonzero().flatten(), 0)
     return masked, tensors
@@ -167,7 +173,7 @@ class _Statistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls = iter(calls)
         self._rescale = rescale
         self._names = {id(tensor): name for name, tensor in tensors.items()}
-        self._sides = [(tensors[name].shape[axis], keep) for (name, axis), keep in kept.items()]
+        self._sides = [(tensors[name].shape[axis], keep) for (name, axis), keep in kept.items() if axis >= 0]
         self._kept = kept
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

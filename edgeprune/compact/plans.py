@@ -93,7 +93,7 @@ def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
         graph: Of the network without the plan's blocks.
 
     Raises:
-        ConfigError: It does not, or groups that must stay equal do not, or a block of the plan is unknown.
+        ConfigError: It does not, groups or blocks that must stay equal do not, or a block of the plan is unknown.
     """
     ran = {span.path for span in graph.trail.record.spans}
     for name in plan.blocks:
@@ -116,6 +116,15 @@ def check_fits(graph: ChannelGraph, plan: PrunePlan) -> None:
             raise ConfigError(
                 f"groups that must keep the same number of units do not: {counts}",
                 fix="keep equally many of each",
+            )
+    kept = {group.name: group.size for group in graph.groups}
+    kept |= {name: len(entry.keep) for name, entry in plan.groups.items()}
+    for balance in graph.balances:
+        if len(set(found := balance.counts(kept))) > 1:
+            names = sorted({name for block in balance.blocks for name in block})
+            raise ConfigError(
+                f"blocks that must keep the same number of channels do not: {balance.what} keep {found}",
+                fix=f"keep fewer or more units of {', '.join(names)}",
             )
 
 

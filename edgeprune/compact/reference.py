@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgeprune.errors import VerificationError
 from edgeprune.graph import ChannelGraph
 from edgeprune.graph.capture import UNNUMBERED, attention_in_parts, bind, operator_name
+from edgeprune.graph.classes import BLOCKED
 from edgeprune.graph.groups import Dim
 from edgeprune.graph.structure import aliases, copy_model, named_tensors, output_tensors
 
@@ -38,6 +39,12 @@ def masked_copy(model: nn.Module, masks: Mapping[Dim, NDArray[np.bool_]]) -> nn.
             is_parameter = isinstance(own[name], nn.Parameter)
             replaced[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
         for (name, axis), mask in masks.items():
+            if axis == BLOCKED:
+                value = replaced[name]
+                each = value.shape[1]
+                keep = torch.from_numpy(mask).to(value.device).view(-1, 1, each, *[1] * (value.dim() - 2))
+                value.view(len(keep), -1, *value.shape[1:]).masked_fill_(~keep, 0)
+                continue
             replaced[name].index_fill_(axis, torch.from_numpy(np.flatnonzero(~mask)).to(replaced[name].device), 0)
     return copy_model(model, replaced).eval()
 

@@ -19,6 +19,7 @@ from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError, ModelError
 from edgeprune.graph import ChannelGraph, trace
+from edgeprune.graph.balance import balanced_units
 from edgeprune.graph.checks import check_weights
 from edgeprune.graph.enter import enter
 from edgeprune.graph.flow import UserRules
@@ -103,15 +104,15 @@ def _attempt(
 ) -> EdgePruneError | None:
     """Remove every second unit of the named groups; return what went wrong, or None.
 
-    For the user's own module every third, too: a size that is written in the code can happen to fit one width.
+    For the user's own module every third, too: a size that is written in the code can happen to fit one width. Where
+    blocks must stay equal, others go with them, as few as will do.
     """
-    sizes = {group.name: group.size for group in graph.free}
-    named = [name for name in names if sizes.get(name, 1) > 1]
-    patterns = (lambda unit: unit % 2 == 0, lambda unit: unit % 3 != 1) if output == "eager" else (_every_second,)
+    patterns = (_every_second, lambda unit: unit % 3 != 1) if output == "eager" else (_every_second,)
+    named = list(names)
     for kept in patterns:
-        keep = {name: tuple(filter(kept, range(sizes[name]))) for name in named}
+        keep = balanced_units(graph, named, kept, resting(graph))
         if not keep:
-            return None
+            continue
         try:
             if output == "eager":
                 compact(model, graph, keep, inputs, output)

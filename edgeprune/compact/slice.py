@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeprune.errors import ConfigError
 from edgeprune.graph import ChannelGraph
+from edgeprune.graph.classes import BLOCKED
 from edgeprune.graph.groups import Dim
 from edgeprune.graph.structure import copy_model, named_tensors
 
@@ -32,12 +34,28 @@ def sliced(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
 
 def changed_dims(graph: ChannelGraph, masks: Masks) -> set[Dim]:
     """Return the dimensions that shrink, under all names of their tensors."""
-    return {(alias, axis) for name, axis in masks for alias in graph.names[name]}
+    return {(alias, axis) for name, axis in masks if axis >= 0 for alias in graph.names[name]}
+
+
+def _cut_blocks(value: torch.Tensor, mask: NDArray[np.bool_]) -> torch.Tensor:
+    """Return a weight (out, in / groups, ...) with every block of rows cut to the inputs that it keeps."""
+    kept = mask.reshape(-1, value.shape[1])
+    if len(set(kept.sum(axis=1).tolist())) > 1:
+        raise ConfigError(
+            f"the blocks of a grouped convolution keep different numbers of inputs: {kept.sum(axis=1).tolist()}",
+            fix="keep equally many in every block",
+        )
+    blocks = value.reshape(len(kept), -1, *value.shape[1:])
+    indices = (torch.from_numpy(np.flatnonzero(row)).to(value.device) for row in kept)
+    return torch.cat([block.index_select(1, index) for block, index in zip(blocks, indices, strict=True)])
 
 
 def _cut(old: torch.Tensor, axes: Mapping[int, NDArray[np.bool_]]) -> torch.Tensor:
     value = old.detach()
-    for axis, mask in axes.items():
+    for axis, mask in sorted(axes.items()):  # blocks first: they are told apart by the rows before those are cut
+        if axis == BLOCKED:
+            value = _cut_blocks(value, mask)
+            continue
         value = value.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
     if value.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
         value = value.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
 """Pieces: where code cuts a dimension, every piece keeps something, and equal pieces stay equal where they can.
 
-Turns cuts into classes of units (a group never crosses a cut) and links between groups (they keep the same number of
-units, so that code which cuts by share stays right). Works on units and groups only; knows nothing about operators.
+Turns cuts into classes of units (a group never crosses a cut), links between groups (they keep the same number of
+units, so that code which cuts by share stays right) and balances (pieces keep the same number of positions, taken
+together over the groups in them). Works on units and groups only; knows nothing about operators.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeprune.graph.flow import Pieces
-from edgeprune.graph.labels import Atoms, Ids
+from edgeprune.graph.labels import Atoms, Ids, Pin
 
 
 def piece_signature(atoms: Atoms, cuts: Sequence[Pieces], count: int) -> Ids:
@@ -25,8 +26,7 @@ def piece_signature(atoms: Atoms, cuts: Sequence[Pieces], count: int) -> Ids:
     for number, request in enumerate(cuts):
         for piece, label in enumerate(_pieces(atoms, request)):
             found, times = np.unique(label[label != 0], return_counts=True)
-            step = np.uint64(0x9E3779B97F4A7C15 * (1 + number * 64 + piece) % 2**64)
-            signature[found] += times.astype(np.uint64) * step
+            signature[found] += times.astype(np.uint64) * np.uint64(_mixed(number, piece))
     return signature.view(np.int64)
 
 
@@ -46,6 +46,84 @@ def link(atoms: Atoms, cuts: Sequence[Pieces], group_of: Ids, sizes: Sequence[in
         if request.equal:
             links.extend(_match(_pieces(atoms, request), group_of, sizes) or ())
     return _merge(links)
+
+
+def balance(
+    atoms: Atoms, cuts: Sequence[Pieces], group_of: Ids, sizes: Sequence[int]
+) -> list[tuple[str, list[dict[int, int]], list[int]]]:
+    """Return the balanced cuts: per piece the positions per unit of every group in it. Where all have the same, none.
+
+    Args:
+        atoms: As for `link`; no position of a balanced cut holds several (`thin_out`).
+
+    Returns:
+        What needs the balance, per piece {group: positions per unit}, and per piece the number of positions that stay.
+    """
+    found = []
+    for request in cuts:
+        pieces = _pieces(atoms, request)
+        if request.balanced is None or not pieces:
+            continue
+        blocks = []
+        for piece in pieces:
+            groups, times = np.unique(group_of[piece[piece != 0]], return_counts=True)
+            blocks.append({int(g): int(n) // sizes[g] for g, n in zip(groups, times, strict=True)})
+        entry = (request.balanced, blocks, [int((~piece.any(axis=0)).sum()) for piece in pieces])
+        if entry not in found and any(block != blocks[0] for block in blocks):
+            found.append(entry)
+    return found
+
+
+def thin_out(atoms: Atoms, cuts: Sequence[Pieces]) -> None:
+    """Pin atoms until no position of a balanced cut holds several: what is left of such positions is not a sum.
+
+    First go those that fill a piece, which could never be removed, then those that cover most positions.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for request in cuts:
+            label = atoms.resolve(request.label) if request.balanced is not None else None
+            if label is None or ((label != 0).sum(axis=0) < 2).all():
+                continue
+            crowded = label[:, (label != 0).sum(axis=0) > 1]
+            fills = [_filling(piece) for piece in _pieces(atoms, request)]
+            chosen = np.intersect1d(np.concatenate(fills), crowded)
+            if not len(chosen):
+                ids, extent = np.unique(label[label != 0], return_counts=True)
+                rows = np.array([np.flatnonzero((label == atom).any(axis=1))[0] for atom in ids.tolist()])
+                order = np.where(np.isin(ids, crowded), extent * len(label) - rows, -1)
+                chosen = ids[order == order.max()]
+            atoms.pin(chosen, Pin(reason=f"{request.balanced} are cut into equal blocks", where=request.where))
+            changed = True
+
+
+def pin_lonely(atoms: Atoms, cuts: Sequence[Pieces], group_of: Ids, sizes: Sequence[int]) -> bool:
+    """Pin the atoms in balanced cuts that are alone in their group, which keeps one; tell whether there were any."""
+    found = False
+    for request in cuts:
+        label = atoms.resolve(request.label) if request.balanced is not None else None
+        if label is not None:
+            ids = np.unique(label[label != 0])
+            alone = ids[np.array(sizes, dtype=np.int64)[group_of[ids]] == 1]
+            atoms.pin(alone, Pin(reason=f"it has no like in {request.balanced}", where=request.where))
+            found = found or len(alone) > 0
+    return found
+
+
+def _filling(piece: Ids) -> Ids:
+    """Return the atoms at every position of a piece."""
+    ids, times = np.unique(piece[piece != 0], return_counts=True)
+    found: Ids = ids[times == piece.shape[1]]
+    return found
+
+
+def _mixed(number: int, piece: int) -> int:
+    """Return 64 bits of which no small sums agree: a unit may have positions in several pieces."""
+    value = 0x9E3779B97F4A7C15 * (1 + number * 2**20 + piece) % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        value = (value ^ (value >> shift)) * factor % 2**64
+    return value ^ (value >> 31)
 
 
 def _pieces(atoms: Atoms, request: Pieces) -> list[Ids]:

@@ -8,7 +8,7 @@ change when positions are gone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,12 +77,25 @@ def resize(*names: str) -> Callable[[Resize], Resize]:
 class Pieces:
     """A dimension that code cuts into pieces of these sizes. Every piece must keep something.
 
-    `equal` pieces keep equal numbers where that is possible, so that code which cuts by share stays right.
+    `equal` pieces keep equal numbers where that is possible, so that code which cuts by share stays right. `balanced`
+    names what cannot do without: its pieces keep equal numbers of positions, whatever that costs.
     """
 
     label: Ids
     sizes: tuple[int, ...]
     equal: bool
+    balanced: str | None = None
+    where: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouped:
+    """A call of a grouped convolution with a parameter, and the labels of the channels that it reads and makes."""
+
+    weight: str
+    groups: int
+    channels: Label
+    rows: Label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +131,22 @@ class Flow:
         record: The forward that is pruned.
         others: Further forwards of the same network (in training mode, on other inputs): their calls tie channels too.
         own: Rules of the user.
+        in_blocks: Weights of grouped convolutions that are cut block by block. Dimension 1 of such a weight, which
+            holds other channels in every block, has no label; `blocked` has one for the inputs of all blocks.
     """
 
-    def __init__(self, record: Record, others: Sequence[Record] = (), own: UserRules | None = None) -> None:
+    def __init__(
+        self,
+        record: Record,
+        others: Sequence[Record] = (),
+        own: UserRules | None = None,
+        in_blocks: Collection[str] = (),
+    ) -> None:
         self.record = record
         self.others = tuple(others)
+        self.in_blocks = frozenset(in_blocks)
+        self.blocked: dict[str, Ids] = {}
+        self.grouped: list[Grouped] = []
         self.inner: list[Ids] = []
         self._main = True
         self._where: str | None = None
@@ -232,6 +256,8 @@ class Flow:
         if ref.id not in self.labels:
             known = ref.id in self._names
             self.labels[ref.id] = [self.atoms.fresh(n) if known and n > 1 else None for n in ref.shape]
+            if self.parameter(ref) in self.in_blocks:
+                self.labels[ref.id][1] = None
         return self.labels[ref.id]
 
     def set(self, ref: Ref, labels: Sequence[Label]) -> None:
@@ -273,7 +299,7 @@ class Flow:
         if label is not None:
             self.inner.append(label)
 
-    def cut(self, label: Label, sizes: Sequence[int], call: Call, *, equal: bool) -> None:
+    def cut(self, label: Label, sizes: Sequence[int], call: Call, *, equal: bool, balanced: str | None = None) -> None:
         """Say that code cuts a dimension into pieces, one after the other; a piece of one position stays."""
         label = self.atoms.resolve(label)
         if label is None or len(sizes) < 2:
@@ -282,7 +308,7 @@ class Flow:
         single = [end - 1 for size, end in zip(sizes, ends, strict=True) if size == 1]
         if single:
             self.pin(label[:, single], call, "one position of it is cut off")
-        self.pieces.append(Pieces(label=label, sizes=tuple(sizes), equal=equal))
+        self.pieces.append(Pieces(label=label, sizes=tuple(sizes), equal=equal, balanced=balanced, where=call.where))
 
     def constant(self, call: Call, ref: Ref) -> torch.Tensor | None:
         """Return the values of a tensor that picks positions and does not depend on the inputs, else None."""

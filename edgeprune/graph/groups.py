@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 import edgeprune.graph.rules  # noqa: F401  registers the rules
 from edgeprune.errors import TraceError
+from edgeprune.graph.balance import rigid
+from edgeprune.graph.blocks import crossing
 from edgeprune.graph.capture import Record, record
-from edgeprune.graph.constraints import link, piece_signature
+from edgeprune.graph.classes import classify, shared_positions
+from edgeprune.graph.constraints import balance, link, thin_out
 from edgeprune.graph.enter import enter
 from edgeprune.graph.flow import Contraction, Flow, UserRules, refs
 from edgeprune.graph.labels import Ids, Pin
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Dim = tuple[str, int]
+MAX_PASSES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +77,33 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Blocks that must keep the same number of positions: per block {group: positions per unit}, and what stays."""
+
+    what: str
+    blocks: tuple[Mapping[str, int], ...]
+    fixed: tuple[int, ...]
+
+    def counts(self, kept: Mapping[str, int]) -> list[int]:
+        """Return how many positions every block keeps, from the number of kept units of every group in them."""
+        return [
+            fixed + sum(times * kept[name] for name, times in block.items())
+            for block, fixed in zip(self.blocks, self.fixed, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelGraph:
     """Which channels of a network go together.
 
     `dims` gives for every dimension of every parameter that can shrink the unit ids of its positions, shape
-    (layers, size), -1 for none. `names` lists all names of a shared tensor under its first one. `links` are groups
-    that must keep the same number of units. The `sides` of `contractions` hold unit ids too. `unused` are tensors
-    that the forward did not touch, such as those of a branch for training only. `trail` knows what is left of every
-    call. `examples` are the further inputs that count, each with the statistics of its own forward. `branching` tells
-    that values of the data or the examples decide on the path, so that no recording says all that the network does.
+    (layers, size), -1 for none; axis BLOCKED stands for the inputs of all blocks of a grouped convolution whose
+    dimension 1 is cut block by block. `names` lists all names of a shared tensor under its first one. `links` are
+    groups that must keep the same number of units, `balances` blocks that must keep the same number of positions. The
+    `sides` of `contractions` hold unit ids too. `unused` are tensors that the forward did not touch, such as those of
+    a branch for training only. `trail` knows what is left of every call. `examples` are the further inputs that count,
+    each with the statistics of its own forward. `branching` tells that values of the data or the examples decide on the
+    path, so that no recording says all that the network does.
     """
 
     groups: tuple[Group, ...]
@@ -89,6 +111,7 @@ class ChannelGraph:
     names: dict[str, tuple[str, ...]]
     shapes: dict[str, tuple[int, ...]]
     links: tuple[tuple[str, ...], ...]
+    balances: tuple[Balance, ...]
     statistics: tuple[Statistic, ...]
     contractions: tuple[Contraction, ...]
     unit_count: int
@@ -183,11 +206,46 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], rules: UserRules |
         _check_reached((*examples, *training))
     rules = rules or UserRules()
     check_operators(rules, examples)
-    flow = Flow(first, (*others, *training), rules)
+    return _farthest(first, (*others, *training), rules, lambda flow: _form(flow, more, branching, rules))
+
+
+def _farthest(
+    first: Record, others: tuple[Record, ...], rules: UserRules, form: Callable[[Flow], ChannelGraph]
+) -> ChannelGraph:
+    """Return the graph with most in reach: grouped convolutions whose borders cross others are tried in blocks too."""
+    flow = _propagated(Flow(first, others, rules))
+    best, crossed = form(flow), crossing(flow)
+    in_blocks: frozenset[str] = frozenset()
+    for _ in range(MAX_PASSES):
+        if crossed <= in_blocks:
+            break
+        in_blocks |= crossed
+        flow = _propagated(Flow(first, others, rules, in_blocks))
+        found, crossed = form(flow), crossing(flow)
+        for names, what in rigid(found):
+            found = found.pin(names, Pin(reason=f"{what} stay equal only when all of them stay"))
+        if _reach(found) > _reach(best):
+            best = found
+    return best
+
+
+def _propagated(flow: Flow) -> Flow:
     flow.propagate()
     flow.pin_outputs()
     flow.pin_unread()
-    return _form(flow, more, branching, rules)
+    thin_out(flow.atoms, flow.pieces)
+    return flow
+
+
+def _reach(graph: ChannelGraph) -> float:
+    """Return how many values of the tensors lie in a position that may go."""
+    free = np.zeros(graph.unit_count + 1, dtype=bool)
+    for group in graph.free:
+        free[group.units] = group.size > 1
+    left: dict[str, float] = {}
+    for (name, _), units in graph.dims.items():
+        left[name] = left.get(name, 1.0) * float((~free[units].any(axis=0)).mean())
+    return sum((1 - share) * float(np.prod(graph.shapes[name])) for name, share in left.items())
 
 
 def _training(model: nn.Module, examples: Sequence[tuple[torch.Tensor, ...]]) -> tuple[Record, ...]:
@@ -228,29 +286,13 @@ def _untouched(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool, rules: UserRules) -> ChannelGraph:
     """Number the units, gather them in groups, link groups."""
-    atoms = flow.atoms
-    resolved: dict[Dim, Ids] = {}
-    for key, name in flow.record.tensors.items():
-        for axis, label in enumerate(flow.labels.get(key, [])):
-            found = atoms.resolve(label)
-            if found is not None:
-                resolved[(name, axis)] = found
-    used = np.unique(np.concatenate([found.reshape(-1) for found in resolved.values()] or [np.zeros(1, np.int64)]))
-    used = used[used != 0]
-    count = atoms.count
-    number = np.full(count, -1, dtype=np.int64)
-    number[used] = np.arange(len(used))
-    dims = {dim: number[found] for dim, found in resolved.items()}
-    signature = piece_signature(atoms, flow.pieces, count)[used]
-    group_of_unit = _classes(dims, signature, len(used))
-    group_of = np.full(count, -1, dtype=np.int64)
-    group_of[used] = group_of_unit
-    members = [np.flatnonzero(group_of_unit == index) for index in range(int(group_of_unit.max(initial=-1)) + 1)]
-    links = link(atoms, flow.pieces, group_of, [len(units) for units in members])
+    atoms, found = flow.atoms, classify(flow)
+    dims, number, group_of = found.dims, found.number, found.group_of
+    sizes = [len(units) for units in found.members]
     statistics = _statistics(flow, number, 0)
-    inner = [number[found] for label in flow.inner if (found := atoms.resolve(label)) is not None]
-    inside = np.concatenate([ids.reshape(-1) for ids in inner]) if inner else used[:0]
-    groups = _describe(flow, dims, members, statistics, np.unique(inside))
+    inner = [number[row].reshape(-1) for label in flow.inner if (row := atoms.resolve(label)) is not None]
+    within = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *inner]))
+    groups = _describe(flow, dims, found.members, statistics, within)
     names = [group.name for group in groups]
     order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
     return ChannelGraph(
@@ -258,15 +300,19 @@ def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool,
         dims=dims,
         names=flow.record.names,
         shapes=flow.record.shapes,
-        links=tuple(tuple(names[index] for index in row) for row in links),
+        links=tuple(tuple(names[index] for index in row) for row in link(atoms, flow.pieces, group_of, sizes)),
+        balances=tuple(
+            Balance(
+                what=what, blocks=tuple({names[n]: times for n, times in b.items()} for b in blocks), fixed=tuple(fixed)
+            )
+            for what, blocks, fixed in balance(atoms, flow.pieces, group_of, sizes)
+        ),
         statistics=statistics,
         contractions=tuple(
-            replace(
-                item, sides=tuple(number[found] for side in item.sides if (found := atoms.resolve(side)) is not None)
-            )
+            replace(item, sides=tuple(number[row] for side in item.sides if (row := atoms.resolve(side)) is not None))
             for item in flow.contractions
         ),
-        unit_count=len(used),
+        unit_count=sum(sizes),
         unused=_untouched([flow.record]),
         trail=Trail(flow.record, flow.trail, atoms, number, rules.resizes),
         examples=tuple(
@@ -288,44 +334,6 @@ def _statistics(flow: Flow, number: Ids, record: int) -> tuple[Statistic, ...]:
     return tuple(found)
 
 
-def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
-    """Return a class per unit: units with the same tensors, dimensions, multiplicities and blocks share one."""
-    code = signature.astype(np.uint64)
-    for index, units in enumerate(dims.values()):
-        found, times = np.unique(units[units >= 0], return_counts=True)
-        step = np.uint64(0xC2B2AE3D27D4EB4F * (2 * index + 1) % 2**64)
-        code[found] = (code[found] ^ (times.astype(np.uint64) * step)) * np.uint64(0x100000001B3)
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return _apart(dims, rank[inverse]) if count else np.zeros(0, dtype=np.int64)
-
-
-def _apart(dims: dict[Dim, Ids], classes: Ids) -> Ids:
-    """Split classes whose units share positions (as many blocks as places in a block): removing both multiplies."""
-    rivals: dict[int, set[int]] = {}
-    for units in dims.values():
-        pairs = _shared_positions(units)
-        for a, b in pairs[:, classes[pairs[0]] == classes[pairs[1]]].T.tolist():
-            rivals.setdefault(a, set()).add(b)
-            rivals.setdefault(b, set()).add(a)
-    part = np.zeros(len(classes), dtype=np.int64)
-    for unit in sorted(rivals):
-        taken = {int(part[rival]) for rival in rivals[unit] if rival < unit}
-        part[unit] = next(number for number in range(len(taken) + 1) if number not in taken)
-    return np.unique(np.stack([classes, part]), axis=1, return_inverse=True)[1].reshape(-1)
-
-
-def _shared_positions(units: Ids) -> Ids:
-    """Return the pairs of units that one dimension holds at the same position, shape (2, pairs)."""
-    found = [np.zeros((2, 0), dtype=np.int64)]
-    for upper in range(len(units)):
-        for lower in range(upper):
-            both = (units[upper] >= 0) & (units[lower] >= 0)
-            found.append(np.stack([units[upper], units[lower]])[:, both])
-    return np.unique(np.concatenate(found, axis=1), axis=1)
-
-
 def _describe(
     flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...], inner: Ids
 ) -> list[Group]:
@@ -339,7 +347,7 @@ def _describe(
         present = np.unique(group_of[units[units >= 0]]).tolist()
         for index in present:
             holders[index].append(dim)
-        for a, b in np.unique(group_of[_shared_positions(units)], axis=1).T.tolist():
+        for a, b in np.unique(group_of[shared_positions(units)], axis=1).T.tolist():
             overlapping[a].add(b)
             overlapping[b].add(a)
     marked = {

@@ -20,6 +20,7 @@ from torch import nn
 
 from edgeprune.errors import ConfigError, ModelError
 from edgeprune.graph import ChannelGraph, Group
+from edgeprune.graph.classes import BLOCKED
 from edgeprune.graph.structure import copy_model
 
 logger = logging.getLogger(__name__)
@@ -78,10 +79,11 @@ def _magnitudes(model: nn.Module, graph: ChannelGraph, power: int) -> dict[tuple
     """Return per position of every weight dimension the summed |w|**power of its slice, shape (size,)."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
     values = {}
-    for name, axis in graph.dims:
+    for (name, axis), units in graph.dims.items():
         tensor = tensors.get(name)
         if tensor is not None and tensor.dim() > 1:
-            values[(name, axis)] = _sum_over_others(tensor.detach().double().abs() ** power, axis)
+            weight = tensor.detach().double().abs() ** power
+            values[(name, axis)] = _sum_over_others(weight, axis, units.shape[1])
     return values
 
 
@@ -106,17 +108,25 @@ def _taylor(
         if not torch.isfinite(loss).all():
             raise ModelError(f"the loss of batch {number} is {float(loss.detach())} while scoring with 'taylor'")
         loss.backward()  # type: ignore[no-untyped-call]
-        for name, axis in graph.dims:
+        for (name, axis), units in graph.dims.items():
             tensor = tensors.get(name)
             if tensor is not None and tensor.dim() > 1 and tensor.grad is not None:
-                change = _sum_over_others((tensor.detach() * tensor.grad).double(), axis) ** 2
+                change = _sum_over_others((tensor.detach() * tensor.grad).double(), axis, units.shape[1]) ** 2
                 values[(name, axis)] = values.get((name, axis), np.zeros_like(change)) + change
     if not values:
         raise ConfigError("criterion 'taylor' got no batch", fix="let train_data() return at least one batch")
     return values
 
 
-def _sum_over_others(tensor: torch.Tensor, axis: int) -> NDArray[np.float64]:
+def _sum_over_others(tensor: torch.Tensor, axis: int, size: int) -> NDArray[np.float64]:
+    """Return the sums over all other dimensions; `BLOCKED` keeps the inputs of every block apart.
+
+    Args:
+        size: Positions along the axis.
+    """
+    if axis == BLOCKED:
+        tensor = tensor.reshape(size // tensor.shape[1], -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
+        axis = 0
     others = [dim for dim in range(tensor.dim()) if dim != axis]
     result: NDArray[np.float64] = tensor.sum(dim=others).cpu().numpy()
     return result

@@ -1,7 +1,7 @@
 """From scores to a plan: how many units of every group stay, and which.
 
 Widths are rounded to multiples of `align`, because runtimes pay for whole tiles: unrounded pruning can be slower than
-none. Groups that user code cuts into equal pieces keep equal numbers.
+none. Groups that user code cuts into equal pieces keep equal numbers, and so do the blocks of grouped convolutions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from edgeprune.config import PruneConfig
 from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph import ChannelGraph, Group
+from edgeprune.graph.balance import ASKED_FOR, balanced_counts
 from edgeprune.graph.cost import count_macs
 from edgeprune.graph.labels import Pin
 from edgeprune.pruning.blocks import matches
@@ -150,11 +151,11 @@ def _choose(
     """Return the kept units of every free group, ascending."""
     rest = resting(graph) - set(config.ratios)
     active = [group for group in graph.free if group.name not in rest]
-    counts = _global_counts(active, scores, ratio) if config.scope == "global" else {}
+    ranked = _global_counts(active, scores, ratio) if config.scope == "global" else {}
     wanted: dict[str, float] = {}
     for group in active:
         own = config.ratios.get(group.name)
-        wanted[group.name] = counts.get(group.name, group.size * (1 - ratio)) if own is None else group.size * (1 - own)
+        wanted[group.name] = ranked.get(group.name, group.size * (1 - ratio)) if own is None else group.size * (1 - own)
     for linked in graph.links:
         shared = [wanted[name] for name in linked if name in wanted]
         for name in linked:
@@ -167,14 +168,16 @@ def _choose(
         if together:
             steps.update(dict.fromkeys(together, int(np.lcm.reduce([steps[name] for name in together]))))
             least.update(dict.fromkeys(together, max(least[name] for name in together)))
+    counts = {group.name: _round(wanted[n := group.name], steps[n], least[n], group.size) for group in active}
+    weights = dict.fromkeys(config.ratios, ASKED_FOR)
+    counts |= balanced_counts(graph, wanted, least=least, weights=weights, align=align)
     keep = {}
     for group in graph.free:
         if group.name in rest:
             keep[group.name] = np.arange(group.size)
             continue
-        count = _round(wanted[group.name], steps[group.name], least[group.name], group.size)
         order = np.argsort(-scores[group.name], kind="stable")
-        keep[group.name] = np.sort(order[:count])
+        keep[group.name] = np.sort(order[: counts[group.name]])
     return keep
 
 

@@ -170,6 +170,43 @@ class ShuffleNetV2(nn.Module):
         return self.fc(x)
 
 
+class ShuffleUnitV1(nn.Module):
+    """Its blocks of channels do not end where the concatenation or the shuffle has borders."""
+
+    def __init__(self, inp, oup, stride, groups, first_groups):
+        super().__init__()
+        self.stride, self.groups = stride, groups
+        mid = oup // 4
+        self.compress = nn.Conv2d(inp, mid, 1, groups=first_groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(mid)
+        self.dw = nn.Conv2d(mid, mid, 3, stride, 1, groups=mid, bias=False)
+        self.bn2 = nn.BatchNorm2d(mid)
+        self.expand = nn.Conv2d(mid, oup - inp if stride == 2 else oup, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(oup - inp if stride == 2 else oup)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.compress(x)))
+        y = channel_shuffle(y, self.groups)
+        y = self.bn3(self.expand(self.bn2(self.dw(y))))
+        if self.stride == 2:
+            return F.relu(torch.cat((F.avg_pool2d(x, 3, 2, 1), y), 1))
+        return F.relu(x + y)
+
+
+@network("shufflenet_v1_g3", (2, 3, 32, 32), note="three groups whose borders a concatenation and a shuffle cross")
+class ShuffleNetV1(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
+        self.stage2 = nn.Sequential(ShuffleUnitV1(24, 120, 2, 3, 1), ShuffleUnitV1(120, 120, 1, 3, 3))
+        self.stage3 = nn.Sequential(ShuffleUnitV1(120, 240, 2, 3, 3), ShuffleUnitV1(240, 240, 1, 3, 3))
+        self.fc = nn.Linear(240, 10)
+
+    def forward(self, x):
+        x = self.stage3(self.stage2(self.stem(x)))
+        return self.fc(x.mean([2, 3]))
+
+
 class MBConv(nn.Module):
     def __init__(self, inp, out, expand, kernel, stride):
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.graph.capture import Call, Ref
-from edgeprune.graph.flow import Flow, Widths, resize, rule
+from edgeprune.graph.flow import Flow, Grouped, Widths, resize, rule
 from edgeprune.graph.labels import Label
 from edgeprune.graph.rules.elementwise import aligned, broadcast
 
@@ -28,6 +28,9 @@ def convolution(flow: Flow, call: Call) -> None:
     if groups == 1:
         flow.join(labels[channel], first, call)
         out = second
+    elif flow.parameter(weight) in flow.in_blocks:
+        first = _in_blocks(flow, call, labels[channel], x.shape[channel], groups, weight)
+        out = second
     else:
         out = _grouped(flow, call, labels[channel], x.shape[channel], groups, weight, transposed)
     flow.produced(weight, written if groups == 1 or not transposed else read)
@@ -37,7 +40,7 @@ def convolution(flow: Flow, call: Call) -> None:
         flow.join(out, flow.of(bias)[0], call)
     positions = x if transposed else call.result
     macs = int(np.prod(weight.shape)) * _positions(positions, channel)
-    flow.contracted(flow.parameter(weight), macs, [*flow.of(weight)[:2], *labels[:channel]])
+    flow.contracted(flow.parameter(weight), macs, [first, second, *labels[:channel]])
     flow.set(call.result, [*labels[:channel], out, *[None] * spatial])
 
 
@@ -65,7 +68,10 @@ def _grouped(flow: Flow, call: Call, channels: Label, size: int, groups: int, we
     """
     read, written = (0, 1) if transposed else (1, 0)
     labels = flow.of(weight)
+    name = flow.parameter(weight)
     each_in = size // groups
+    if name is not None and fixed_weight(flow, weight) and each_in > 1 and not transposed:
+        flow.grouped.append(Grouped(weight=name, groups=groups, channels=channels, rows=labels[0]))
     each_out = weight.shape[1] if transposed else weight.shape[0] // groups
     group = flow.atoms.fresh(groups)
     inner: Label = None
@@ -83,6 +89,22 @@ def _grouped(flow: Flow, call: Call, channels: Label, size: int, groups: int, we
     flow.join(channels, source, call)
     flow.join(labels[0], source if transposed else target, call)
     return flow.atoms.flatten([group, outer], [groups, each_out])
+
+
+def _in_blocks(flow: Flow, call: Call, channels: Label, size: int, groups: int, weight: Ref) -> Label:
+    """Join the channels, position by position, with the inputs of all blocks, and return the label of those.
+
+    Any of them may go, as long as every block keeps equally many inputs, and equally many rows.
+    """
+    name = flow.parameter(weight)
+    assert name is not None
+    if name not in flow.blocked:
+        flow.blocked[name] = flow.atoms.fresh(size)
+    columns, rows = flow.blocked[name], flow.of(weight)[0]
+    flow.join(channels, columns, call)
+    flow.cut(columns, [size // groups] * groups, call, equal=False, balanced=f"the inputs of {name}")
+    flow.cut(rows, [weight.shape[0] // groups] * groups, call, equal=False, balanced=f"the rows of {name}")
+    return columns
 
 
 @rule("linear")
