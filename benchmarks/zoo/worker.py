@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks.zoo.entry import Network
 from benchmarks.zoo.judge import judge, largest_difference
+from edgeprune.graph.enter import enter
 from edgeprune.graph.structure import output_tensors
 
 TOOLS = ("edgeprune", "torch-pruning")
@@ -87,6 +88,7 @@ def make_row(network: Network, tool: str, show: Any, limit_s: int | None = None)
     show(row)
     before_mb = _reset_peak()
     _limit(limit_s)
+    model = enter(model).model  # computed weights are written down for both tools: there is one network to judge by
     work = copy.deepcopy(model)
     try:
         small, kept, made = tool_module(tool).prune(work, inputs, lambda **fields: row.update(fields))
