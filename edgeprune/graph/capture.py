@@ -33,8 +33,9 @@ _READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allcl
 _BRANCHES = frozenset({"_local_scalar_dense", "item", "is_nonzero"})
 # Questions to the data that may turn out to change nothing (a warning, an assertion); each costs one more recording.
 _MAX_QUESTIONS = 8
-# Calls without a number: torch inserts a detach where somebody else, such as a recorder, holds the tensor.
-UNNUMBERED = frozenset({"detach"})
+# Calls without a number: torch inserts a detach where somebody else, such as a recorder, holds the tensor, and makes no
+# call of `contiguous()` where the tensor is contiguous already, which depends on the kernels before it.
+UNNUMBERED = frozenset({"detach", "contiguous"})
 # Operators that pick positions by the values of a tensor; constant values are kept so that labels can follow them.
 _PICKS = frozenset({"index_select", "index", "gather", "take_along_dim", "index_put", "index_add", "index_copy"})
 _MAX_PICKED = 1 << 20
