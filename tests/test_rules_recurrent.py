@@ -283,11 +283,21 @@ class Halved(nn.Module):
 
 def test_computed_weights_are_pinned_with_a_reason() -> None:
     """A computed weight need not be zero where its parameter is, so the masked network would be another one."""
-    model = Called(nn.LSTM(6, 8), lambda rnn, x: rnn(x)[0])
-    nn.utils.parametrize.register_parametrization(model.rnn, "weight_hh_l0", Halved())
-    graph = trace(model, (torch.randn(2, 5, 3),))
+
+    def halved(rnn: nn.LSTM, x: torch.Tensor) -> torch.Tensor:
+        weights = [weight / 2 for weight in rnn.parameters()]
+        state = torch.zeros(1, x.shape[1], 8)
+        return torch.lstm(x, (state, state), weights, True, 1, 0.0, False, False, False)[0]
+
+    graph = trace(Called(nn.LSTM(6, 8), halved), (torch.randn(2, 5, 3),))
     assert graph.free == ()
     assert "the weights of lstm are computed" in {group.pinned for group in graph.groups}
+
+
+def test_parametrized_weights_are_written_down_first() -> None:
+    model = Called(nn.LSTM(6, 8), lambda rnn, x: rnn(x)[0])
+    nn.utils.parametrize.register_parametrization(model.rnn, "weight_hh_l0", Halved())
+    assert "rnn" in {group.name for group in trace(model, (torch.randn(2, 5, 3),)).free}
 
 
 def test_sequence_lengths_that_are_data_can_be_packed_but_not_read() -> None:
