@@ -105,7 +105,8 @@ def _pinned(graph: Any) -> list[list[Any]]:
 
 
 def _short(where: str | None) -> str | None:
-    return where and where.split("site-packages/")[-1]
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    return where and where.split("site-packages/")[-1].removeprefix(f"{root}/")
 
 
 @contextmanager
