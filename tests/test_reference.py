@@ -263,7 +263,6 @@ MADE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "standardised": lambda w: (w - w.mean((1, 2), keepdim=True)) / (w.var((1, 2), keepdim=True) + 1e-5).sqrt(),
     "weight_norm": lambda w: torch._weight_norm(w, w.new_full((len(w), 1, 1), 2.0), 0),
     "normalised": lambda w: w / (w.norm(dim=(1, 2), keepdim=True) + 0.1),
-    "by_batch_norm": lambda w: F.batch_norm(w.flatten(1)[None], None, None, training=True).reshape(w.shape),
     "not_zero_at_zero": lambda w: torch.sigmoid(w),
     "var_mean": lambda w: w - torch.var_mean(w, (1, 2), keepdim=True)[1],
 }

@@ -202,16 +202,6 @@ def _masked_group_norm(func: Any, bound: dict[str, Any], masks: Mapping[int, NDA
     return (normal, mean[..., 0], scale[..., 0]) if "native" in func._schema.name else normal
 
 
-def _masked_batch_norm(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> Any:
-    """Normalise the kept positions alone and put them back between zeros."""
-    x: torch.Tensor = bound["input"]
-    kept = [np.flatnonzero(masks[axis]) if axis in masks else np.arange(x.shape[axis]) for axis in range(x.dim())]
-    places = tuple(torch.from_numpy(index) for index in np.ix_(*kept))
-    result = torch.zeros_like(x)
-    result[places] = _recall(func, {**bound, "input": x[places]})
-    return result
-
-
 def _masked_weight_norm(func: Any, bound: dict[str, Any], masks: Mapping[int, NDArray[np.bool_]]) -> Any:
     """Rows that are removed have no length to divide by: they stay zero."""
     v, dim = bound["v"], bound["dim"]
@@ -230,7 +220,6 @@ def _affine(normal: torch.Tensor, bound: dict[str, Any], shape: list[int]) -> to
 
 
 _MASKED: dict[str, Callable[..., Any]] = {
-    "batch_norm": _masked_batch_norm,
     "layer_norm": _masked_layer_norm,
     "native_layer_norm": _masked_layer_norm,
     "rms_norm": _masked_layer_norm,

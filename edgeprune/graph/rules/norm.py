@@ -11,22 +11,15 @@ from edgeprune.graph.labels import Label, Pin
 
 @rule("batch_norm", "instance_norm")
 def per_channel(flow: Flow, call: Call) -> None:
-    """Statistics per channel (dimension 1): the parameters go with it.
-
-    Of a weight (standardised convolutions), the statistics are those of the inputs that are left.
-    """
+    """Statistics per channel (dimension 1): the parameters go with it."""
     x = call.args["input"]
     labels = flow.of(x)
     for name in ("weight", "bias", "running_mean", "running_var"):
         parameter = call.args.get(name)
         if isinstance(parameter, Ref):
             flow.join(labels[1], flow.of(parameter)[0], call)
-    others = [axis for axis in range(len(labels)) if axis != 1]
-    if call.name == "batch_norm" and call.args.get("training") and x.id not in flow.activations:
-        flow.mark(call, {("input", axis): labels[axis] for axis in others})
-    else:
-        for axis in others:
-            flow.pin(labels[axis], call, "normalised over this dimension")
+    for label in [labels[0], *labels[2:]]:
+        flow.pin(label, call, "normalised over this dimension")
     flow.set(call.result, labels)
 
 
