@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edgeprune.compact.eager import eager
-from edgeprune.compact.program import Captured, Step, Uncapturable, capture, same_calls
+from edgeprune.compact.program import Captured, Step, capture, same_calls
 from edgeprune.compact.slice import sliced
 from edgeprune.compact.swap import swap
 from edgeprune.compact.verify import Reference
@@ -104,13 +104,7 @@ def captured_whole(reference: Reference, steps: Sequence[Step], other: Record | 
     """
     recorded = reference.graph.trail.record
     small = sliced(reference.model, reference.graph, reference.masks)
-    name = type(reference.model).__name__
-    try:
-        return capture(small, recorded, steps, recorded.spans[-1], other, name)
-    except Uncapturable:
-        if other is None:
-            raise
-        return capture(small, recorded, steps, recorded.spans[-1], None, name)
+    return capture(small, recorded, steps, recorded.spans[-1], other, type(reference.model).__name__)
 
 
 def _other_batch(model: nn.Module, recorded: Record, inputs: tuple[torch.Tensor, ...]) -> Record | None:

@@ -118,12 +118,24 @@ def capture(
     Args:
         small: The module of that span with its tensors cut; they are taken over, not copied.
         steps: Operator and arguments of every call of the record, resized.
-        other: The same forward at another batch size; without it the module keeps the batch size of the record.
+        other: The same forward at another batch size; without it, or where its numbers differ in a way that is not
+            understood, the module keeps the batch size of the record.
         origin: The name of the user's class.
 
     Raises:
         Uncapturable: The module uses tensors from outside or returns something that cannot be put together again.
     """
+    try:
+        return _captured(small, record, steps, span, other, origin)
+    except Uncapturable:
+        if other is None:
+            raise
+        return _captured(small, record, steps, span, None, origin)
+
+
+def _captured(
+    small: nn.Module, record: Record, steps: Sequence[Step], span: Span, other: Record | None, origin: str
+) -> Captured:
     prefix = f"{span.path}." if span.path else ""
     own = {
         key: alias.removeprefix(prefix)

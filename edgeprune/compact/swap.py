@@ -104,13 +104,8 @@ def _replace_(
     small: nn.Module, path: str, recorded: Record, steps: Sequence[Step], span: Span, other: Record | None, kind: str
 ) -> None:
     parent, _, name = path.rpartition(".")
-    try:
-        captured = capture(small.get_submodule(path), recorded, steps, span, other, kind)
-    except Uncapturable:
-        if other is None:
-            raise
-        captured = capture(small.get_submodule(path), recorded, steps, span, None, kind)
-    setattr(small.get_submodule(parent), name, captured.eval())
+    captured = capture(small.get_submodule(path), recorded, steps, span, other, kind)
+    setattr(small.get_submodule(parent), name, captured)
 
 
 def _expected(
