@@ -84,7 +84,7 @@ def cut(flow: Flow, call: Call) -> None:
         flow.pin(labels[axis], call, "cut at a position that is computed")
         labels[axis] = None
     else:
-        stop = start + (kept - 1) * step + 1
+        stop = start + max((kept - 1) * step + 1, 0)
         unit = gcd(gcd(size, start), kept)
         if step == 1 and 1 < size // unit <= MAX_PIECES:
             flow.cut(labels[axis], [unit] * (size // unit), call, equal=True)
