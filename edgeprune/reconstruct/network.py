@@ -16,8 +16,10 @@ from torch import nn
 from edgeprune.compact.replay import Replay, Step, last_uses, replay
 from edgeprune.errors import ModelError, VerificationError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import Record, Ref
+from edgeprune.graph.capture import Call, Record, Ref
 from edgeprune.graph.structure import copy_model, named_tensors
+from edgeprune.reconstruct.recurrent import Recurrent, recurrent_of
+from edgeprune.reconstruct.recurrent import solve as solve_recurrent
 from edgeprune.reconstruct.rows import Layer, layer_of
 from edgeprune.reconstruct.shortcut import Paths, undone
 from edgeprune.reconstruct.solve import LeastSquares, SingularError, Solution
@@ -138,7 +140,7 @@ class _Walk:
     ) -> None:
         self.record: Record = graph.trail.record
         self.settings, self.trail = settings, graph.trail
-        self.alive = graph.alive(keep)
+        self.alive, self.masks = graph.alive(keep), graph.masks(keep)
         self.steps: Sequence[Step] = graph.trail.resized(self.alive)
         self.given: Sequence[Step] = [(call.func, call.args) for call in self.record.calls]
         self.dense = {name: tensor.detach() for name, tensor in named_tensors(dense).items()}
@@ -197,15 +199,43 @@ class _Walk:
             for index in range(total):
                 for big, _ in pairs:
                     big.make(index)
-                layer = layer_of(self.record.calls[index], index, self.steps[index], self.parameters)
-                if layer is not None:
-                    self._solve(layer, pairs)
+                self._at(index, pairs)
                 for big, little in pairs:
                     little.make(index)
                     big.drop(index)
                     little.drop(index)
                 if progress is not None:
                     progress(index + 1, total)
+
+    def _at(self, index: int, pairs: Sequence[tuple[Replay, Replay]]) -> None:
+        """Solve for the weights of a call, if it has any, before the pruned network makes it."""
+        call, step = self.record.calls[index], self.steps[index]
+        layer = layer_of(call, index, step, self.parameters)
+        if layer is not None:
+            self._solve(layer, pairs)
+            return
+        found = recurrent_of(call, step, self.parameters)
+        if found is not None:
+            self._solve_recurrent(found, call, pairs)
+
+    def _solve_recurrent(self, found: Recurrent, call: Call, pairs: Sequence[tuple[Replay, Replay]]) -> None:
+        """Solve for the weights of a recurrent network and put them into the pruned forwards."""
+        weights = [ref for cells in found.layers for cell in cells for ref in cell.refs.values()]
+        if any(len(self.paths.users[ref.id]) > 1 for ref in weights):
+            name = self.parameters[weights[0].id]
+            self._leave_out(name, "the weight is used more than once", call)
+            return
+        try:
+            solved = solve_recurrent(found, pairs, self.masks, self.parameters, self.settings.ridge)
+        except SingularError as error:
+            raise _unsolvable(self.parameters[weights[0].id], call, error) from error
+        self._change(solved.tensors, pairs)
+        for ref, unknowns, rows, explained in solved.explained:
+            self.rows.append(_row(self.parameters[ref.id], unknowns, rows, explained))
+
+    def _leave_out(self, name: str, reason: str, call: Call) -> None:
+        if all(row["weight"] != name for row in self.left_out):
+            self.left_out.append({"weight": name, "reason": reason, "where": call.where or None})
 
     def _solve(self, layer: Layer, pairs: Sequence[tuple[Replay, Replay]]) -> None:
         """Solve for the weight of one layer and put it into the pruned forwards."""
@@ -214,7 +244,7 @@ class _Walk:
         old = pairs[0][1].values[layer.weight.id]
         why = self._refused(layer, old)
         if why is not None:
-            self.left_out.append({"weight": name, "reason": why, "where": call.where or None})
+            self._leave_out(name, why, call)
             return
         added = self.paths.added(layer.index)
         if self._same(layer, pairs[0], [item.other for item in added]):
@@ -229,22 +259,10 @@ class _Walk:
         try:
             solution = problem.solve(self.settings.ridge)
         except SingularError as error:
-            raise ModelError(
-                f"'{name}' cannot be reconstructed: {error}",
-                where=call.where or None,
-                fix="check the calibration inputs and the network's weights for nan and inf",
-            ) from error
+            raise _unsolvable(name, call, error) from error
         if solution is not None:
             self._put(layer, solution, place, old, pairs)
-            self.rows.append(
-                {
-                    "weight": name,
-                    "unknowns": problem.unknowns,
-                    "rows": problem.count,
-                    "explained": round(solution.explained, 4),
-                    "shortcuts": len(added),
-                }
-            )
+            self.rows.append(_row(name, problem.unknowns, problem.count, solution.explained, len(added)))
 
     def _refused(self, layer: Layer, old: torch.Tensor) -> str | None:
         if (
@@ -322,6 +340,9 @@ class _Walk:
             shift = solution.intercept.flatten()
             shift = shift if place is layer.bias else -shift
             changed[place.id] = (before.double() + shift).to(before.dtype)
+        self._change(changed, pairs)
+
+    def _change(self, changed: Mapping[int, torch.Tensor], pairs: Sequence[tuple[Replay, Replay]]) -> None:
         for key, value in changed.items():
             self.solved[self.parameters[key]] = value
             for _, little in pairs:
@@ -356,6 +377,24 @@ class _Walk:
                 [row for row in zip(dense, before, after, strict=True) if row[0].is_floating_point() and row[0].numel()]
             )
         return _relative(found, 1), _relative(found, 2)
+
+
+def _row(weight: str, unknowns: int, rows: int, explained: float, shortcuts: int = 0) -> Json:
+    return {
+        "weight": weight,
+        "unknowns": unknowns,
+        "rows": rows,
+        "explained": round(explained, 4),
+        "shortcuts": shortcuts,
+    }
+
+
+def _unsolvable(name: str, call: Call, error: SingularError) -> ModelError:
+    return ModelError(
+        f"'{name}' cannot be reconstructed: {error}",
+        where=call.where or None,
+        fix="check the calibration inputs and the network's weights for nan and inf",
+    )
 
 
 def _relative(found: Sequence[Sequence[tuple[torch.Tensor, ...]]], which: int) -> float:
