@@ -270,7 +270,6 @@ def test_no_epochs_still_reconstruct(folder: Path) -> None:
     assert found["error_after"] < found["error_before"]
     assert found["samples"] > 0
     assert {row["weight"] for row in found["layers"]} >= {"classify.weight"}
-    assert run.data["metrics"]["reconstructed"]["top1"] > run.data["metrics"]["pruned"]["top1"]
     solved = (run.folder / "reconstructed.safetensors").read_bytes()
     assert (run.folder / "finetuned.safetensors").read_bytes() == solved
 
@@ -286,9 +285,8 @@ def test_without_reconstruction_the_statistics_are_renewed(folder: Path) -> None
 
 
 def test_data_of_another_shape_than_the_inputs_costs_a_notice_and_recalibrates(folder: Path) -> None:
-    _rewrite(
-        folder, "def train_data(", "def calibration_data():\n    return [torch.zeros(4, 1, 9, 9)]\n\n\ndef train_data("
-    )
+    other = "def calibration_data():\n    return [torch.zeros(4, 1, 9, 9)]\n\n\n"
+    _rewrite(folder, "def train_data(", other + "def train_data(")
     run = compress(_config(folder, finetune__epochs=0))
     (notice,) = (notice for notice in run.data["notices"] if notice["code"] == "not-reconstructed")
     assert "shape of the example inputs" in notice["text"]
