@@ -225,7 +225,8 @@ def test_without_data_the_network_is_pruned_and_the_user_told(folder: Path) -> N
     _rewrite(folder, "def train_data(", "def _train_data(")
     _rewrite(folder, "def train_step(", "def _train_step(")
     run = compress(_config(folder))
-    assert [notice["code"] for notice in run.data["notices"]] == ["no-data"]
+    assert [notice["code"] for notice in run.data["notices"]] == ["made-up-data", "no-data"]
+    assert run.data["reconstruction"]["source"].startswith("inputs made up")
     assert run.data["metrics"]["finetuned"] is None
     assert run.data["metrics"]["recalibrated"] is None
     assert run.data["history"] == []

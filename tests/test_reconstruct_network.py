@@ -16,11 +16,15 @@ from torch import nn
 
 from edgeprune.compact import Compacted, analyse
 from edgeprune.compact.outputs import Output, compact
+from edgeprune.config import PruneConfig
 from edgeprune.errors import ModelError
 from edgeprune.graph import ChannelGraph
-from edgeprune.reconstruct import Reconstructed, Settings, reconstruct
+from edgeprune.pruning import make_plan, score
+from edgeprune.reconstruct import Reconstructed, Settings, made_up, reconstruct
 from edgeprune.reconstruct.network import slices
 from tests.residual_networks import batch_norm
+from tests.zoo import NETWORKS
+from tests.zoo.awkward_blocks import AWKWARD
 
 EXACT = Settings(ridge=1e-10)
 
@@ -335,6 +339,24 @@ def test_a_batch_is_cut_into_samples_of_the_example_shape() -> None:
     assert torch.equal(found[2][0], batch[0][4:6])
     assert slices(batch, [(2, 4), (2, 3)]) == []
     assert slices(batch[:1], [(2, 2), (2, 3)]) == []
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS | AWKWARD))
+def test_every_network_of_the_zoo_can_be_reconstructed(name: str) -> None:
+    """The solved network is the one that was solved for (checked inside), finite, and never worse than before."""
+    entry = (NETWORKS | AWKWARD)[name]
+    model, inputs = entry.build(), entry.inputs()
+    graph = analyse(model, inputs)
+    keep = {group.name: tuple(range(0, group.size, 2)) for group in graph.free if not graph.balances}
+    if not keep:
+        scores = score(model, graph, "l2", inputs=inputs)
+        keep = dict(make_plan(graph, scores, PruneConfig(), align=1, model=model, inputs=inputs).keep)
+    small = compact(model, graph, keep, inputs).model
+    samples, _ = made_up(nn.Sequential(), inputs, 16 * inputs[0].shape[0])
+    result = reconstruct(small, model, graph, keep, samples)
+    assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
+    assert result.layers or result.left_out
+    assert result.improved == (result.error_after < result.error_before)
 
 
 def test_progress_counts_the_calls() -> None:

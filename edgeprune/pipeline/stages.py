@@ -27,7 +27,6 @@ from edgeprune.pipeline.tuning import (
     recalibrated,
     recalibrates,
     reconstructed,
-    reconstruction_source,
     training_source,
     tuned,
     tuning_notice,
@@ -186,10 +185,10 @@ def network(session: Session, weights: str) -> nn.Module:
 
 
 def reconstruct(session: Session, applied: StageRecord) -> StageRecord | None:
-    """Solve for the weights that are left, where there are inputs; writes `reconstructed.safetensors`."""
+    """Solve for the weights that are left, on data or on made-up inputs; writes `reconstructed.safetensors`."""
     prepared = session.prepared
     config = prepared.config.reconstruct
-    if config.samples == 0 or reconstruction_source(prepared.workload) is None:
+    if config.samples == 0:
         return None
     settings = {f"reconstruct.{name}": value for name, value in config.model_dump(mode="json").items()}
     settings["seed"] = prepared.config.seed

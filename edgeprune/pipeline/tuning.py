@@ -70,10 +70,19 @@ def recalibrated(workload: Workload, model: nn.Module, count: int) -> nn.Module:
     return recalibrate(model, itertools.islice(data() if data is not None else (), count))
 
 
-def reconstruction_source(workload: Workload) -> Data | None:
-    """Return the batches whose inputs layers are solved on: those for calibration, else those for training."""
+def reconstruction_source(workload: Workload) -> tuple[Data | None, str]:
+    """Return the batches whose inputs layers are solved on, for calibration or else for training, and their name."""
     name = "calibration_data" if workload.calibration_data is not None else "train_data"
-    return partial(batches, workload, name) if getattr(workload, name) is not None else None
+    return (partial(batches, workload, name) if getattr(workload, name) is not None else None), name
+
+
+def _made_up_notice(workload: Workload, source: str) -> Notice:
+    measured = "" if workload.evaluate is not None else "; the accuracy was not measured"
+    return Notice(
+        code="made-up-data",
+        text=f"{workload.source} has no data: layers were solved on {source}{measured}",
+        fix="add  def calibration_data(): ...  (input batches, no labels needed; a few hundred samples do)",
+    )
 
 
 def reconstructed(
@@ -92,9 +101,8 @@ def reconstructed(
     Args:
         listen: Gets `progress` events of the stage `reconstruct`.
     """
-    from edgeprune.reconstruct import Settings, reconstruct_plan
+    from edgeprune.reconstruct import Settings, made_up, reconstruct_plan
 
-    data = reconstruction_source(workload)
     settings = Settings(
         samples=config.samples,
         memory_bytes=config.memory_mb << 20,
@@ -105,24 +113,30 @@ def reconstructed(
     def progress(done: int, total: int) -> None:
         listen(Event(stage="reconstruct", state="progress", done=float(done), total=float(total)))
 
+    notices = []
     try:
-        result = reconstruct_plan(
-            small, dense, plan, inputs, data() if data is not None else (), settings, rules, progress
-        )
+        data, source = reconstruction_source(workload)
+        if data is None:
+            samples, shaped = made_up(dense, inputs, config.samples, progress=progress)
+            source = "inputs made up from BatchNorm statistics" if shaped else "noise"
+            notices.append(_made_up_notice(workload, source))
+            batches_found: Iterable[Any] = [(sample,) for sample in samples]
+        else:
+            batches_found = data()
+        result = reconstruct_plan(small, dense, plan, inputs, batches_found, settings, rules, progress)
     except (ModelError, VerificationError) as error:  # the pruned weights are good, too: the run goes on with them
         place = f" at {error.where}" if error.where else ""
         notice = Notice(
             code="not-reconstructed", text=f"nothing was reconstructed: {error.message}{place}", fix=error.fix
         )
         return small, {"improved": False, "layers": [], "left_out": [], "notices": [notice.as_dict()]}
-    notices = []
     if not result.improved:
         text = (
             f"reconstruction was undone: the error of the outputs went from {result.error_before:.3g} "
             f"to {result.error_after:.3g} on samples that it had not seen"
         )
         notices.append(Notice(code="not-reconstructed", text=text, fix="give more or other calibration data"))
-    return result.model, result.facts() | {"notices": [notice.as_dict() for notice in notices]}
+    return result.model, result.facts() | {"source": source, "notices": [notice.as_dict() for notice in notices]}
 
 
 def tuned(

@@ -47,9 +47,14 @@ def _describe_reconstruct(facts: Json) -> str:
     if not facts["improved"]:
         return "the pruned weights were kept"
     layers = len({row["weight"] for row in facts["layers"]})
-    parts = [f"{layers} weights solved on {facts['samples']} samples"]
+    parts = [f"{layers} weights solved on {facts['samples']} samples{_of(facts)}"]
     parts += [f"error of the outputs {facts['error_before']:.2f} -> {facts['error_after']:.2f}"]
     return "  ".join([", ".join(parts), *filter(None, [metrics_text(facts.get("metrics"))])])
+
+
+def _of(facts: Json) -> str:
+    made_up = facts.get("source") not in (None, "calibration_data", "train_data")
+    return f" of {facts['source']}" if made_up else ""
 
 
 def _describe_metrics(facts: Json) -> str:
