@@ -88,7 +88,10 @@ def make_row(network: Network, tool: str, show: Any, limit_s: int | None = None)
     show(row)
     before_mb = _reset_peak()
     _limit(limit_s)
-    model = enter(model).model  # computed weights are written down for both tools: there is one network to judge by
+    model = enter(
+        model, inputs
+    ).model  # computed weights are written down for both tools: there is one network to judge by
+    row["params"][0] = _count(model)
     work = copy.deepcopy(model)
     try:
         small, kept, made = tool_module(tool).prune(work, inputs, lambda **fields: row.update(fields))
