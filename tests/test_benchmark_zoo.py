@@ -227,6 +227,25 @@ def test_what_is_pinned_for_another_reason_stays_in_the_reach_inside():
     assert share_inside(model, (torch.randn(3, 5),), ()) is None
 
 
+def test_a_head_whose_columns_stay_for_another_reason_is_not_inside():
+    class Headed(Encoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(super().forward(x).sort(-1).values)
+
+    assert held_by_outputs(Headed(), (torch.randn(3, 4),)) == {"head.bias"}
+
+
+def test_what_meets_the_inputs_counts_as_held_by_the_outputs():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.LayerNorm(8))
+    assert held_by_outputs(model, (torch.tensor([[1, 2, 3]]),)) == {"0.weight", "1.weight", "1.bias"}
+    image = nn.Sequential(nn.Conv2d(3, 8, 2), nn.PReLU(8)).eval()
+    assert held_by_outputs(image, (torch.randn(1, 3, 4, 4),)) == {"0.weight", "0.bias", "1.weight"}
+
+
 def test_the_last_row_of_a_network_and_a_tool_counts(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert read_rows(path) == []

@@ -1,8 +1,9 @@
 """How much of a network is in reach: the share of its parameters in tensors that can shrink.
 
 The widths of what a network returns are its interface: nothing may shrink there, whatever a tool can do. A tensor that
-stays whole for that reason alone is in reach as soon as the outputs are nobody's. A bare encoder returns its residual
-stream; its embeddings and norms are such tensors, while the rest of it is inside.
+stays whole for that reason alone would be in reach if the outputs might shrink. A bare encoder returns its residual
+stream; its embeddings and norms are such tensors, while the rest of it is inside. A classifier's weight whose columns
+stay whole for another reason is not: it is out of reach.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from torch import nn
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph import trace
-from edgeprune.graph.flow import Flow
+from edgeprune.graph.capture import Record
+from edgeprune.graph.flow import Flow, refs
+
+PICKED_ROWS = "rows of an embedding are picked by number"
 
 
 def reached(graph: Any) -> frozenset[str]:
@@ -29,16 +33,45 @@ def reached(graph: Any) -> frozenset[str]:
 def held_by_outputs(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> frozenset[str]:
     """Return the tensors that could shrink if the network's outputs might, and cannot as they may not.
 
+    Only those that nothing else holds: no dimension of theirs stays whole even then, apart from kernels, rows that
+    numbers pick, and what meets the network's inputs.
+
     Raises:
         EdgePruneError: The network cannot be followed.
     """
-    pinned = Flow.pin_outputs
-    Flow.pin_outputs = lambda flow: None  # type: ignore[method-assign]
+    flows: list[Flow] = []
+    pin_outputs = Flow.pin_outputs
+    Flow.pin_outputs = lambda flow: flows.append(flow)  # type: ignore[method-assign, assignment]
     try:
         without = reached(trace(model, inputs))
     finally:
-        Flow.pin_outputs = pinned  # type: ignore[method-assign]
-    return without - reached(trace(model, inputs))
+        Flow.pin_outputs = pin_outputs  # type: ignore[method-assign]
+    return without - reached(trace(model, inputs)) - _held_otherwise(flows[0])
+
+
+def _held_otherwise(flow: Flow) -> frozenset[str]:
+    """Return the tensors with a dimension that is pinned, and neither by its kind nor by the network's inputs."""
+    outer = _at_inputs(flow.record)
+    found = set()
+    for key, name in flow.record.tensors.items():
+        for label in flow.labels.get(key, [])[:2]:
+            pinned = None if label is None else flow.atoms.explain(label)
+            if pinned is not None and pinned[1].reason != PICKED_ROWS and name not in outer:
+                found.add(name)
+    return frozenset(found)
+
+
+def _at_inputs(record: Record) -> frozenset[str]:
+    """Return the parameters that meet the network's inputs, or what is made of them without any parameter."""
+    raw = {ref.id for ref in record.inputs}
+    found = set()
+    for call in record.calls:
+        arguments = refs(call.args)
+        own = {record.tensors[ref.id] for ref in arguments if ref.id in record.tensors}
+        if any(ref.id in raw for ref in arguments):
+            found |= own
+            raw |= set() if own else {ref.id for ref in refs(call.result)}
+    return frozenset(found)
 
 
 def share(model: nn.Module, names: Collection[str], without: Collection[str] = ()) -> float:
