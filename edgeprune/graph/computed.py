@@ -162,12 +162,10 @@ def _taken(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     The bias is None where it is the layer's own. A layer that changes its tensors computes something else next time.
     """
     x = _example(layer, (0, 0))
-    before = {name: tensor.clone() for name, tensor in named_tensors(layer).items()}
+    before = _versions(layer)
     with torch.inference_mode(), _Watch(layer, x) as watch:
         type(layer).forward(layer, x)
-    if not watch.followed or len(watch.used) != 1:
-        return None
-    if any(not torch.equal(tensor, before[name]) for name, tensor in named_tensors(layer).items()):
+    if not watch.followed or len(watch.used) != 1 or _versions(layer) != before:
         return None
     weight, bias = watch.used[0]["weight"], watch.used[0].get("bias")
     if watch.origin(weight) != _FROM_PARAMETERS | _FROM_STATISTICS or weight.shape != layer.weight.shape:
@@ -177,6 +175,11 @@ def _taken(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         return None
     computed = bias is not None and storage(bias) != storage(own)
     return weight.clone(), bias.clone() if computed else None
+
+
+def _versions(layer: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return what changes when a tensor of a layer is written to or replaced."""
+    return {name: (id(tensor), tensor._version) for name, tensor in named_tensors(layer).items()}
 
 
 def _example(layer: Any, more: Sequence[int]) -> torch.Tensor:

@@ -69,9 +69,7 @@ def enter(model: nn.Module, inputs: tuple[torch.Tensor, ...] | None = None) -> E
         inner = bake(inner)
     inner, paths = written_down(inner, inputs) if inputs is not None else (inner, ())
     if paths:
-        text = (
-            f"{len(paths)} layers standardise their weight; it was written down as it is now ({', '.join(paths[:3])})"
-        )
+        text = f"{len(paths)} standardised weights were written down as they are now ({', '.join(paths[:3])})"
         notices.append(Notice(code="baked", text=text, fix="train the result with its weights as plain parameters"))
     for notice in notices:
         logger.info("%s", notice.text)
