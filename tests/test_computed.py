@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import edgeprune as ep
+from edgeprune.compact.plans import rebuild
 from edgeprune.graph import trace
 from edgeprune.graph.computed import SamePaddedConv2d
 from edgeprune.graph.enter import enter
@@ -170,6 +171,16 @@ def test_training_goes_on_with_plain_weights() -> None:
     optimiser.step()
     assert not torch.equal(small.stem.weight, before)
     assert "stem.gain" not in dict(small.named_parameters())
+
+
+def test_a_pruned_network_is_built_again_from_its_plan_and_weights() -> None:
+    model, inputs = made("same"), example("same")
+    plan = ep.plan(model, inputs, align=1)
+    small = ep.apply(model, plan, inputs)
+    weights = {name: tensor * 2 for name, tensor in state(small).items()}
+    again = rebuild(made("same"), plan, weights, inputs)
+    assert type(again.stem) is SamePaddedConv2d
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
 
 
 def test_wrappers_hooks_and_a_layer_that_runs_twice() -> None:
