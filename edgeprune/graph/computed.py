@@ -26,7 +26,8 @@ from edgeprune.workload import Examples
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BASES = (nn.Linear, *_CONVOLUTIONS)
 _USES = frozenset({
-    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "linear", "matmul", "mm", "addmm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+    "conv_transpose3d",
 })  # fmt: skip
 # Operators through which one position of a parameter changes what becomes of the others.
 _STATISTICS = frozenset({
@@ -124,7 +125,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, module: nn.Module, x: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.used: list[dict[str, Any]] = []
+        self.used: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self.followed = True
         self._origin = {storage(parameter): _FROM_PARAMETERS for parameter in module.parameters()}
         self._origin[storage(x)] = _FROM_DATA
@@ -141,7 +142,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _STATISTICS and origin == _FROM_PARAMETERS:
             origin |= _FROM_STATISTICS
         if name in _USES and origin & _FROM_DATA:
-            self.used.append(bind(func, args, kwargs))
+            self.used.append(_weight_and_bias(name, bind(func, args, kwargs)))
         result = func(*args, **kwargs)
         results = tensors_in(result)
         if torch.Tag.nondeterministic_seeded in func.tags or (origin & _FROM_DATA and not results):
@@ -167,14 +168,19 @@ def _taken(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         type(layer).forward(layer, x)
     if not watch.followed or len(watch.used) != 1 or _versions(layer) != before:
         return None
-    weight, bias = watch.used[0]["weight"], watch.used[0].get("bias")
+    weight, bias = watch.used[0]
     if watch.origin(weight) != _FROM_PARAMETERS | _FROM_STATISTICS or weight.shape != layer.weight.shape:
         return None
-    own = layer.bias
-    if (bias is None) != (own is None) or (bias is not None and watch.origin(bias) & _FROM_DATA):
-        return None
-    computed = bias is not None and storage(bias) != storage(own)
-    return weight.clone(), bias.clone() if computed else None
+    if bias is None or (layer.bias is not None and storage(bias) == storage(layer.bias)):
+        return weight.clone(), None
+    return None if watch.origin(bias) & _FROM_DATA else (weight.clone(), bias.clone())
+
+
+def _weight_and_bias(name: str, bound: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the tensors of a product as those of a layer, from its arguments."""
+    if name in ("matmul", "mm"):
+        return bound["other" if name == "matmul" else "mat2"].mT, None
+    return (bound["mat2"].mT, bound["self"]) if name == "addmm" else (bound["weight"], bound["bias"])
 
 
 def _versions(layer: nn.Module) -> dict[str, tuple[int, int]]:
