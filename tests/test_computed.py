@@ -55,6 +55,17 @@ class Same(Scaled):
         return super().forward(x)
 
 
+class WithPart(Scaled):
+    """Its padding is a module of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return super().forward(self.pad(x))
+
+
 class Transposed(nn.ConvTranspose2d):
     def forward(self, x, output_size=None):
         weight = self.weight / self.weight.norm()
@@ -109,6 +120,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "moments": lambda: Images(lambda i, o: ByMoments(i, o, 3, padding=1, padding_mode="circular")),
     "same": lambda: Images(lambda i, o: Same(i, o, 3, stride=2)),
+    "padded_by_a_part": lambda: Images(lambda i, o: WithPart(i, o, 2)),
     "transposed": lambda: Images(lambda i, o: Transposed(i, o, 2, stride=2)),
     "normalised_rows": lambda: rows(Unit(6, 8), Unit(8, 12)),
     "product": lambda: rows(Product(6, 8), Sum(8, 12)),

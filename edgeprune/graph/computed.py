@@ -93,13 +93,18 @@ def _may_standardise(module: nn.Module) -> bool:
     """Tell whether a module is a layer of torch's with a forward of somebody else."""
     kind: Any = type(module)
     base: Any = next((base for base in kind.__mro__ if base in _BASES), None)
-    if base is None or kind.__module__.startswith("torch.") or "forward" in vars(module) or module._modules:
+    if base is None or kind.__module__.startswith("torch.") or "forward" in vars(module) or _has_filled_parts(module):
         return False
     weight = module._parameters.get("weight")
     if weight is None or nn.parameter.is_lazy(weight) or weight.is_meta or not weight.is_floating_point():
         return False
     names = ("forward",) if base is nn.Linear else ("forward", "_conv_forward")
     return kind is not SamePaddedConv2d and any(getattr(kind, n, None) is not getattr(base, n, None) for n in names)
+
+
+def _has_filled_parts(module: nn.Module) -> bool:
+    """Tell whether modules inside of a module hold tensors; one that only pads does not."""
+    return any(named_tensors(part) for part in module.children())
 
 
 def _plain(module: nn.Module) -> _Plain | None:
@@ -259,6 +264,7 @@ def _become_(module: Any, plain: _Plain) -> None:
         module._parameters[name] = None
     for name in module._buffers:
         module._buffers[name] = None
+    module._modules.clear()
 
 
 def _alike_on(model: nn.Module, other: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
