@@ -144,11 +144,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.refusal: TraceError | None = None
         self._index = 0
         self._known = {id(tensor) for tensor in known}
-        self._parameters = {storage(tensor) for tensor in known if isinstance(tensor, nn.Parameter)}
+        self._parameters = {_storage(tensor) for tensor in known if isinstance(tensor, nn.Parameter)}
         self._alive: dict[int, torch.Tensor] = {id(tensor): tensor for tensor in [*known, *inputs]}
         self._identity: dict[int, int] = {key: next(_IDENTITIES) for key in self._alive}
         # By storage: writing data into a view makes the whole tensor depend on it.
-        self._from_inputs = {storage(tensor) for tensor in inputs}
+        self._from_inputs = {_storage(tensor) for tensor in inputs}
         self._batch_sizes: set[int] = set()
         self._counts: set[int] = set()
 
@@ -157,14 +157,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         base = operator_name(func)
-        inputs = tensors_in((args, kwargs))
-        depends = any(storage(tensor) in self._from_inputs and id(tensor) not in self._counts for tensor in inputs)
+        inputs = _tensors((args, kwargs))
+        depends = any(_storage(tensor) in self._from_inputs and id(tensor) not in self._counts for tensor in inputs)
         where = source_line()
         if base in _READS and depends:
             if not self.branches or base not in _BRANCHES:
                 return self._answer(func(*args, **kwargs), base, where)
             self.reads.append(where)
-        if any(storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
+        if any(_storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
             self.refusal = TraceError(
                 "the network writes to one of its parameters in forward",
                 where=where,
@@ -179,13 +179,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         picked = self._picked(inputs) if base in _PICKS else {}
         bound = self.refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
         result = func(*args, **kwargs)
-        outputs = tensors_in(result)
+        outputs = _tensors(result)
         if base == "_pack_padded_sequence":
             self._batch_sizes.add(id(outputs[1]))
         if self._counts_sequences(base, args):
             self._counts.add(id(result))
         elif depends:
-            self._from_inputs.update(storage(tensor) for tensor in outputs)
+            self._from_inputs.update(_storage(tensor) for tensor in outputs)
         self.calls.append(
             Call(
                 index=self._index,
@@ -238,7 +238,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not tensor.is_floating_point()
             and tensor.numel() <= _MAX_PICKED
             and tensor.device.type != "meta"
-            and storage(tensor) not in self._from_inputs
+            and _storage(tensor) not in self._from_inputs
         }
 
 
@@ -447,18 +447,18 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, 
     return bound
 
 
-def tensors_in(value: Any) -> list[torch.Tensor]:
+def _tensors(value: Any) -> list[torch.Tensor]:
     """Return the tensors in any nesting of lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in tensors_in(item)]
+        return [tensor for item in value.values() for tensor in _tensors(item)]
     if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in tensors_in(item)]
+        return [tensor for item in value for tensor in _tensors(item)]
     return []
 
 
-def storage(tensor: torch.Tensor) -> int:
+def _storage(tensor: torch.Tensor) -> int:
     """Return what tells the memory of a tensor apart from that of others; tensors without one have their identity."""
     try:
         return int(tensor.untyped_storage()._cdata)
@@ -474,5 +474,5 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[t
         tensor
         for position, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
-        for tensor in tensors_in(args[position] if position < len(args) else kwargs.get(argument.name))
+        for tensor in _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
     ]

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgeprune.graph.capture import bind, operator_name, storage, tensors_in
+from edgeprune.graph.capture import bind, operator_name
 from edgeprune.graph.checks import alike, own_inputs
 from edgeprune.graph.structure import copy_model, named_tensors, output_tensors, shared_copy
 from edgeprune.workload import Examples
@@ -132,8 +133,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.used: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self.followed = True
-        self._origin = {storage(parameter): _FROM_PARAMETERS for parameter in module.parameters()}
-        self._origin[storage(x)] = _FROM_DATA
+        self._origin = {_memory(parameter): _FROM_PARAMETERS for parameter in module.parameters()}
+        self._origin[_memory(x)] = _FROM_DATA
         self._alive: list[torch.Tensor] = []
 
     def __torch_dispatch__(
@@ -142,24 +143,33 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         name = operator_name(func)
         origin = 0
-        for tensor in tensors_in((args, kwargs)):
+        for tensor in _tensors((args, kwargs)):
             origin |= self.origin(tensor)
         if name in _STATISTICS and origin == _FROM_PARAMETERS:
             origin |= _FROM_STATISTICS
         if name in _USES and origin & _FROM_DATA:
             self.used.append(_weight_and_bias(name, bind(func, args, kwargs)))
         result = func(*args, **kwargs)
-        results = tensors_in(result)
+        results = _tensors(result)
         if torch.Tag.nondeterministic_seeded in func.tags or (origin & _FROM_DATA and not results):
             self.followed = False
         for tensor in results:
             self._alive.append(tensor)
-            self._origin[storage(tensor)] = self.origin(tensor) | origin
+            self._origin[_memory(tensor)] = self.origin(tensor) | origin
         return result
 
     def origin(self, tensor: torch.Tensor) -> int:
         """Return what a tensor comes from, as flags."""
-        return self._origin.get(storage(tensor), 0)
+        return self._origin.get(_memory(tensor), 0)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Return what tells the memory of a tensor apart; views share it."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _taken(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
@@ -176,7 +186,7 @@ def _taken(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     weight, bias = watch.used[0]
     if watch.origin(weight) != _FROM_PARAMETERS | _FROM_STATISTICS or weight.shape != layer.weight.shape:
         return None
-    if bias is None or (layer.bias is not None and storage(bias) == storage(layer.bias)):
+    if bias is None or (layer.bias is not None and _memory(bias) == _memory(layer.bias)):
         return weight.clone(), None
     return None if watch.origin(bias) & _FROM_DATA else (weight.clone(), bias.clone())
 
