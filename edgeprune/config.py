@@ -52,6 +52,20 @@ class PruneConfig(Section):
     rules: tuple[str, ...] = ()
 
 
+class ReconstructConfig(Section):
+    """How the weights that are left are solved for before any training: on how many unlabelled samples, 0 for none.
+
+    `memory_mb` bounds what the samples take while both networks run; fewer are used where they would take more.
+    `ridge` replaces the choice by the number of rows per unknown. A layer with more than `max_unknowns` inputs to every
+    output keeps its weights.
+    """
+
+    samples: int = Field(512, ge=0)
+    memory_mb: int = Field(2048, ge=1)
+    ridge: float | None = Field(None, gt=0)
+    max_unknowns: int = Field(8192, ge=1)
+
+
 class FinetuneConfig(Section):
     """How accuracy is won back. `distill` 0 trains on the user's loss alone, 1 on the dense network alone."""
 
@@ -105,6 +119,7 @@ class RunConfig(Section):
     max_size: str | None = None
     max_drop: float | None = Field(None, ge=0)
     prune: PruneConfig = PruneConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgeprune.compact.eager import eager
 from edgeprune.compact.outputs import Output, compact
-from edgeprune.compact.program import replay
+from edgeprune.compact.replay import replay
 from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError, ModelError

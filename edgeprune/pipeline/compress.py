@@ -113,14 +113,21 @@ def _stages(session: Session) -> Json:
     dense = stages.baseline(session)
     _check_metric(session, dense)
     applied = stages.apply(session, planned)
-    recalibrated = stages.recalibrate(session, applied)
-    final = stages.finetune(session, recalibrated or applied)
+    solved = stages.reconstruct(session, applied)
+    recalibrated = stages.recalibrate(session, applied, solved)
+    final = stages.finetune(session, recalibrated or solved or applied)
     exported = [
         stages.export(session, role, form, final) for form in config.export.formats for role in ("baseline", "model")
     ]
     stages.bench(session, exported)
     scores = [stages.accuracy(session, record) for record in exported]
-    records = {"dense": dense, "pruned": applied, "recalibrated": recalibrated, "finetuned": final}
+    records = {
+        "dense": dense,
+        "pruned": applied,
+        "reconstructed": solved,
+        "recalibrated": recalibrated,
+        "finetuned": final,
+    }
     return _report(session, planned, records, list(zip(exported, scores, strict=True)))
 
 
@@ -190,6 +197,7 @@ def _gather(
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],
         "artifacts": [_artifact(exported, scored) for exported, scored in artifacts],
+        "reconstruction": _reconstruction(records["reconstructed"]),
         "compaction": {"output": pruned["output"], "check": pruned["check"]},
         "measurements": [row.as_dict() for row in rows],
         "comparisons": [value.as_dict() for value in compare_rows(rows, prepared.config.bench.practical)],
@@ -201,6 +209,12 @@ def _gather(
     plain: Json = finite(result)
     plain["verdict"] = judge(plain, prepared.config)
     return plain
+
+
+def _reconstruction(record: StageRecord | None) -> Json | None:
+    if record is None:
+        return None
+    return {key: value for key, value in record.facts.items() if key not in ("notices", "metrics")}
 
 
 def _artifact(exported: StageRecord, scored: StageRecord | None) -> Json:

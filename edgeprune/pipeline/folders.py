@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from edgeprune.config import RunConfig
     from edgeprune.graph.enter import Entered
+    from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import PrunePlan
 
 REFERENCE = "network.toml"
@@ -55,6 +56,7 @@ class Loaded:
     plan: PrunePlan | None
     seed: int
     notices: tuple[Notice, ...] = ()
+    rules: UserRules | None = None
 
 
 def save_state(path: Path, state: dict[str, torch.Tensor]) -> None:
@@ -223,6 +225,7 @@ def _open(folder: Path, reference: Json, weights: Path) -> Loaded:
         dense=dense,
         plan=plan,
         seed=reference["seed"],
+        rules=rules,
     )
 
 

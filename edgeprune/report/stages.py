@@ -43,6 +43,15 @@ def _describe_apply(facts: Json) -> str:
     return f"{params}, {macs}{calls}, verified: {_difference([facts['check']])}"
 
 
+def _describe_reconstruct(facts: Json) -> str:
+    if not facts["improved"]:
+        return "the pruned weights were kept"
+    layers = len({row["weight"] for row in facts["layers"]})
+    parts = [f"{layers} weights solved on {facts['samples']} samples"]
+    parts += [f"error of the outputs {facts['error_before']:.2f} -> {facts['error_after']:.2f}"]
+    return "  ".join([", ".join(parts), *filter(None, [metrics_text(facts.get("metrics"))])])
+
+
 def _describe_metrics(facts: Json) -> str:
     return metrics_text(facts.get("metrics")) or "no evaluate() in the workload"
 
@@ -106,6 +115,7 @@ _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "plan": _describe_plan,
     "baseline": _describe_metrics,
     "apply": _describe_apply,
+    "reconstruct": _describe_reconstruct,
     "recalibrate": _describe_metrics,
     "finetune": _describe_finetune,
     "export": _describe_export,

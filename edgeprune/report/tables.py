@@ -126,6 +126,7 @@ def stages(metrics: Json) -> Table:
     steps = {
         "dense": "Dense network",
         "pruned": "After pruning",
+        "reconstructed": "After reconstruction",
         "recalibrated": "After BatchNorm recalibration",
         "finetuned": "After fine-tuning",
     }
