@@ -256,6 +256,11 @@ class ByData(Scaled):
         return F.conv2d(x, weight, self.bias)
 
 
+class BySize(Scaled):
+    def forward(self, x):
+        return F.conv2d(x, self.standardised() * x.shape[2], self.bias)
+
+
 class Noisy(Scaled):
     def forward(self, x):
         return F.conv2d(x, F.dropout(self.standardised(), 0.5, self.training), self.bias)
@@ -291,7 +296,7 @@ class Pointwise(nn.Conv2d):
 
 
 @pytest.mark.parametrize(
-    "kind", [FromData, ByData, Noisy, Counting, ScaledAfter, Reached, Pointwise], ids=lambda kind: kind.__name__
+    "kind", [FromData, ByData, BySize, Noisy, Counting, ScaledAfter, Reached, Pointwise], ids=lambda kind: kind.__name__
 )
 def test_what_is_no_more_than_a_computed_weight_is_proved(kind: type[nn.Conv2d]) -> None:
     layer = kind(3, 8, 3)

@@ -225,7 +225,7 @@ def _stands_for(layer: nn.Module, plain: _Plain) -> bool:
     trial: Any = shared_copy(layer)
     _become_(trial, plain)
     strides = max(getattr(layer, "stride", (1,)))
-    for training, more in [(False, (0, 1)), *((False, (n, n - 1)) for n in range(1, strides)), (True, (0, 1))]:
+    for training, more in [(False, (0, 1)), *((False, (n, n - 1)) for n in range(1, strides)), (True, (1, 0))]:
         x = _example(layer, more)
         with torch.inference_mode():
             expected = type(layer).forward(layer.train(training), x.clone())
