@@ -45,9 +45,9 @@ def analyse(
         TraceError: The forward cannot be followed.
         ModelError: The network has no weights.
     """
-    model = enter(model).model
-    check_weights(model)
     inputs = as_inputs(inputs)
+    model = enter(model, inputs).model
+    check_weights(model)
     return rehearse(model, trace(model, inputs, rules), inputs, output)
 
 

@@ -84,13 +84,14 @@ class Trail:
         found = _Left(self, before, after, alive, {})
         return [found.mask(after if ref.id in after else before, ref, axis) for axis in range(len(ref.shape))]
 
-    def conv_groups(self, alive: NDArray[np.bool_]) -> dict[str, int]:
-        """Return the number of groups that is left of grouped convolutions, by the path of the module that calls it."""
+    def groups_left(self, alive: NDArray[np.bool_]) -> dict[str, int]:
+        """Return how many groups grouped convolutions and group norms still have, by the path of the calling module."""
         masks: dict[int, NDArray[np.bool_] | None] = {}
         found: dict[str, int] = {}
         for call, (before, after) in zip(self.record.calls, self._steps, strict=True):
-            if call.name.startswith("conv") and call.args.get("groups", 1) > 1:
-                found[call.module] = int(self._resized(call, before, after, alive, masks)[1]["groups"])
+            name = "num_groups" if call.name == "group_norm" else "groups"
+            if call.name.startswith(("conv", "group_norm")) and call.args.get(name, 1) > 1:
+                found[call.module] = int(self._resized(call, before, after, alive, masks)[1][name])
         return found
 
     def at_line(self, where: str) -> Ids:

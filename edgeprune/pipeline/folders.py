@@ -235,9 +235,10 @@ def _dense(
     from edgeprune.graph.enter import enter
 
     with seeded(seed, "model"):
-        entered = enter(build_model(workload, weights, trust_pickle))
+        model = build_model(workload, weights, trust_pickle)
     with seeded(seed, "inputs"):
-        return entered, example_inputs(workload)
+        inputs = example_inputs(workload)
+    return enter(model, inputs), inputs
 
 
 def _read_reference(folder: Path) -> Json:
