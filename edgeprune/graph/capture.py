@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +374,7 @@ def source_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith((_TORCH, "<")) and not _own(path):
+        if _foreign(path):
             return f"{path}:{frame.f_lineno}"
         if frame.f_back is None:
             break
@@ -381,8 +382,11 @@ def source_line() -> str:
     return ""
 
 
-def _own(path: str) -> bool:
-    return path.startswith(_PACKAGE) and not path.startswith(str(Path(_PACKAGE) / "demo"))
+@lru_cache(maxsize=1024)
+def _foreign(path: str) -> bool:
+    """Tell whether a file is neither torch's nor this package's; its demo counts as the user's."""
+    own = path.startswith(_PACKAGE) and not path.startswith(str(Path(_PACKAGE) / "demo"))
+    return not own and not path.startswith((_TORCH, "<"))
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

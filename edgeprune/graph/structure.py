@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from types import FunctionType, ModuleType
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from edgeprune.errors import ModelError
+
+_CONTAINERS = frozenset({OrderedDict, dict, set, list})
 
 
 def copy_model(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
@@ -25,7 +28,7 @@ def copy_model(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = No
     own = named_tensors(model)
     replaced = {id(own[name]): tensor for name, tensor in (tensors or {}).items()}
     try:
-        copied = copy.deepcopy(model, dict(replaced))
+        copied = copy.deepcopy(model, _blanks(model) | replaced)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}",
@@ -39,6 +42,19 @@ def copy_model(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = No
                 path, _, attribute = name.rpartition(".")
                 setattr(copied.get_submodule(path), attribute, wanted)
     return copied
+
+
+def _blanks(model: nn.Module) -> dict[int, Any]:
+    """Return new containers for the empty ones that modules hold, by the identity of those: a memo for `deepcopy`.
+
+    A module has a dozen tables of hooks, nearly always empty, and those take most of the time of copying it.
+    """
+    return {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in _CONTAINERS and not value
+    }
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
