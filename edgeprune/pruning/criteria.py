@@ -151,9 +151,7 @@ def _sum_over_others(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     return tensor.sum(dim=others) if others else tensor
 
 
-def _gather(
-    graph: ChannelGraph, groups: Iterable[Group], values: dict[tuple[str, int], NDArray[np.float64]]
-) -> Scores:
+def _gather(graph: ChannelGraph, groups: Iterable[Group], values: dict[tuple[str, int], NDArray[np.float64]]) -> Scores:
     """Sum the values of the positions of every unit; every tensor counts relative to its mean over the group."""
     chosen = list(groups)
     totals = [np.zeros(group.size) for group in chosen]
