@@ -5,12 +5,14 @@ Units with the same tensors, dimensions and multiplicities, in the same pieces o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgeprune.graph.constraints import piece_signature, pin_lonely
 from edgeprune.graph.flow import Flow
+from edgeprune.graph.joins import distinct_pairs
 from edgeprune.graph.labels import Ids
 
 BLOCKED = -1  # the axis of the inputs of all blocks of a grouped convolution
@@ -56,7 +58,7 @@ def _classified(flow: Flow) -> Classes:
     used = used[used != 0]
     number = np.full(atoms.count, -1, dtype=np.int64)
     number[used] = np.arange(len(used))
-    dims = {dim: number[found] for dim, found in resolved.items()}
+    dims = _numbered(resolved, number)
     classes = _classes(dims, piece_signature(atoms, flow.pieces, atoms.count)[used], len(used))
     group_of = np.full(atoms.count, -1, dtype=np.int64)
     group_of[used] = classes
@@ -64,11 +66,29 @@ def _classified(flow: Flow) -> Classes:
     return Classes(dims=dims, number=number, group_of=group_of, members=members)
 
 
+def _numbered(resolved: dict[Dim, Ids], number: Ids) -> dict[Dim, Ids]:
+    """Return the units of every dimension; dimensions with the same units share one array."""
+    shared: dict[tuple[int, bytes], Ids] = {}
+    dims = {}
+    for dim, found in resolved.items():
+        key = (len(found), found.tobytes())
+        if key not in shared:
+            shared[key] = number[found]
+        dims[dim] = shared[key]
+    return dims
+
+
+def distinct(dims: Mapping[Dim, Ids]) -> list[Ids]:
+    """Return the different arrays of units, in order."""
+    return list({id(units): units for units in dims.values()}.values())
+
+
 def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
     """Return a class per unit: units with the same tensors, dimensions, multiplicities and blocks share one."""
     code = signature.astype(np.uint64)
+    counted = {id(units): np.unique(units[units >= 0], return_counts=True) for units in distinct(dims)}
     for index, units in enumerate(dims.values()):
-        found, times = np.unique(units[units >= 0], return_counts=True)
+        found, times = counted[id(units)]
         step = np.uint64(0xC2B2AE3D27D4EB4F * (2 * index + 1) % 2**64)
         code[found] = (code[found] ^ (times.astype(np.uint64) * step)) * np.uint64(0x100000001B3)
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
@@ -80,7 +100,7 @@ def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
 def _apart(dims: dict[Dim, Ids], classes: Ids) -> Ids:
     """Split classes whose units share positions (as many blocks as places in a block): removing both multiplies."""
     rivals: dict[int, set[int]] = {}
-    for units in dims.values():
+    for units in distinct(dims):
         pairs = shared_positions(units)
         for a, b in pairs[:, classes[pairs[0]] == classes[pairs[1]]].T.tolist():
             rivals.setdefault(a, set()).add(b)
@@ -89,14 +109,16 @@ def _apart(dims: dict[Dim, Ids], classes: Ids) -> Ids:
     for unit in sorted(rivals):
         taken = {int(part[rival]) for rival in rivals[unit] if rival < unit}
         part[unit] = next(number for number in range(len(taken) + 1) if number not in taken)
-    return np.unique(np.stack([classes, part]), axis=1, return_inverse=True)[1].reshape(-1)
+    return np.unique(classes * (int(part.max(initial=0)) + 1) + part, return_inverse=True)[1].reshape(-1)
 
 
 def shared_positions(units: Ids) -> Ids:
     """Return the pairs of units that one dimension holds at the same position, shape (2, pairs)."""
-    found = [np.zeros((2, 0), dtype=np.int64)]
+    if len(units) < 2:
+        return np.zeros((2, 0), dtype=np.int64)
+    found = []
     for upper in range(len(units)):
         for lower in range(upper):
             both = (units[upper] >= 0) & (units[lower] >= 0)
             found.append(np.stack([units[upper], units[lower]])[:, both])
-    return np.unique(np.concatenate(found, axis=1), axis=1)
+    return distinct_pairs(np.concatenate(found, axis=1))

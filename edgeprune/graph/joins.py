@@ -81,7 +81,7 @@ def structure(a: Ids, b: Ids) -> Structure:
             used = says[component]  # the last entry stands for positions without a component
             met += [np.stack([row[used], total + component[used]]) for row in (row_a, row_b)]
             total += count
-    values, components = _distinct_pairs(np.concatenate(met, axis=1))
+    values, components = distinct_pairs(np.concatenate(met, axis=1))
     first = np.flatnonzero(np.diff(values, prepend=-1))
     times = np.diff(first, append=len(values))
     alone = first[times == 1]
@@ -145,7 +145,7 @@ def _says_nothing(
 def _distinct(component: Ids, row: Ids, count: int) -> Ids:
     """Return the number of different values of the row in every component."""
     used = component >= 0
-    pairs = _distinct_pairs(np.stack([component[used], row[used]]))
+    pairs = distinct_pairs(np.stack([component[used], row[used]]))
     return np.bincount(pairs[0], minlength=count)
 
 
@@ -159,7 +159,7 @@ def _regions(rows: Ids) -> Ids:
     return np.unique(component[:size], return_inverse=True)[1]
 
 
-def _distinct_pairs(pairs: Ids) -> Ids:
+def distinct_pairs(pairs: Ids) -> Ids:
     """Return the different columns of an array of shape (2, n), sorted."""
     width = int(pairs.max(initial=0)) + 1
     keys = np.unique(pairs[0] * width + pairs[1])
