@@ -171,14 +171,14 @@ class Flow:
         for call in self.record.calls:
             arguments, results = refs(call.args), refs(call.result)
             before = {ref.id: self.labels[ref.id] for ref in arguments if ref.id in self.labels}
-            self._follow(call)
+            self._follow(call, arguments, results)
             before.update({r.id: self.labels[r.id] for r in arguments if r.id not in before and r.id in self.labels})
             self.trail.append((before, {ref.id: self.labels[ref.id] for ref in results if ref.id in self.labels}))
         for number, other in enumerate(self.others, 1):
             self._number = number
             self._begin(other)
             for call in other.calls:
-                self._follow(call)
+                self._follow(call, refs(call.args), refs(call.result))
 
     def _begin(self, record: Record) -> None:
         """Take in the inputs of a record, and its parameters as those of the first record."""
@@ -192,9 +192,9 @@ class Flow:
                 name = record.tensors[key]
                 self.labels[key] = self.of(Ref(known[name], self.record.shapes[name]))
 
-    def _follow(self, call: Call) -> None:
-        if any(ref.id in self.activations for ref in refs(call.args)):
-            self.activations.update(ref.id for ref in refs(call.result))
+    def _follow(self, call: Call, arguments: Sequence[Ref], results: Sequence[Ref]) -> None:
+        if any(ref.id in self.activations for ref in arguments):
+            self.activations.update(ref.id for ref in results)
         self._where = call.where
         if call.name in self._own.rules:
             self._follow_own(call, self._own.rules[call.name])

@@ -163,7 +163,7 @@ class Atoms:
         connected components of its values; an atom that meets one component becomes its alias, one that meets several
         is refined into their product. What a position still has on one side only is pinned with the given reason.
         """
-        if a is b:
+        if a is b or self._joined_plainly(a, b):
             return
         a, b = self._fix_one_sided(a, b, pin)
         if a is None or b is None:
@@ -184,6 +184,17 @@ class Atoms:
             if not len(lonely):
                 return
             self.pin(lonely, pin)
+
+    def _joined_plainly(self, a: Label, b: Label) -> bool:
+        """Merge two labels of one layer each, if nothing in them is pinned or refined."""
+        if a is None or b is None or len(a) > 1 or len(b) > 1:
+            return False
+        mine, other = self.find(a[0]), self.find(b[0])
+        both = np.concatenate([mine, other])
+        if bool((self._pinned[both] | self._refined[both]).any()):
+            return False
+        self._unite(mine, other)
+        return True
 
     def split(self, label: Label, sizes: Sequence[int], pin: Pin) -> list[Label]:
         """Return labels for the factors that a dimension is viewed as; their flattening is joined with it."""
