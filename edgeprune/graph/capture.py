@@ -8,6 +8,7 @@ lines; knows nothing about labels.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ UNNUMBERED = frozenset({"detach", "contiguous"})
 # Operators that pick positions by the values of a tensor; constant values are kept so that labels can follow them.
 _PICKS = frozenset({"index_select", "index", "gather", "take_along_dim", "index_put", "index_add", "index_copy"})
 _MAX_PICKED = 1 << 20
+_ONE_TENSOR = pytree.tree_flatten(((torch.empty(0),), {}))[1]
 _IDENTITIES = itertools.count(1)
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _TORCH = str(Path(torch.__file__).resolve().parent)
@@ -172,7 +174,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 fix="make it a buffer: self.register_buffer(...)",
             )
             raise self.refusal
-        if torch.Tag.nondeterministic_seeded in func.tags and not self.random:
+        if _has_tag(func, torch.Tag.nondeterministic_seeded) and not self.random:
             self.random = where
         for tensor in inputs:
             if id(tensor) not in self._alive:
@@ -194,7 +196,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 func=func,
                 args=bound,
                 result=self.refer(result),
-                pointwise=torch.Tag.pointwise in func.tags,
+                pointwise=_has_tag(func, torch.Tag.pointwise),
                 where=where,
                 module=self.module,
                 depends=depends or any(id(tensor) in self._known for tensor in inputs),
@@ -299,6 +301,7 @@ def _recorded(
         names.setdefault(id(tensor), []).append(name)
         known[id(tensor)] = tensor
     own = own_inputs(model, inputs)
+    again = tuple(tensor.clone() for tensor in own)  # a forward may change its inputs in place
     recorder = Recorder(list(known.values()), own, branches=branches, denied=denied)
     hooks = _follow_modules(working, recorder)
     try:
@@ -316,7 +319,7 @@ def _recorded(
     returned = output_tensors(result)
     check_outputs(model, result, returned, training)
     if repeat and not training:
-        check_repeated(model, returned, lambda: _again(working, own_inputs(model, inputs)), recorder.random)
+        check_repeated(model, returned, lambda: _again(working, again), recorder.random)
     found = Record(
         calls=tuple(recorder.calls),
         tensors={recorder.refer(known[key]).id: found[0] for key, found in names.items()},
@@ -403,7 +406,7 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
             continue
 
         def enter(_module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-            stack.append((recorder.module, len(recorder.calls), pytree.tree_flatten((args, kwargs))))
+            stack.append((recorder.module, len(recorder.calls), _flat(args, kwargs)))
             recorder.module = path
 
         def leave(_module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
@@ -427,6 +430,14 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
     return hooks
 
 
+def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """Return the leaves of arguments and their structure, as pytree does."""
+    if not kwargs and len(args) == 1 and isinstance(args[0], torch.Tensor):
+        return [args[0]], _ONE_TENSOR
+    return pytree.tree_flatten((args, kwargs))
+
+
+@lru_cache(maxsize=4096)
 def operator_name(func: Any) -> str:
     """Return an operator's base name without overload and in-place underscore, such as `add`.
 
@@ -441,14 +452,29 @@ def operator_name(func: Any) -> str:
 def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by their names in the operator's schema, defaults included."""
     bound: dict[str, Any] = {}
-    for position, argument in enumerate(func._schema.arguments):
+    for position, (name, has_default, default) in enumerate(_arguments(func)):
         if position < len(args):
-            bound[argument.name] = args[position]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        elif argument.has_default_value():
-            bound[argument.name] = argument.default_value
+            bound[name] = args[position]
+        elif name in kwargs:
+            bound[name] = kwargs[name]
+        elif has_default:
+            bound[name] = copy.copy(default)
     return bound
+
+
+@lru_cache(maxsize=4096)
+def _arguments(func: Any) -> tuple[tuple[str, bool, Any], ...]:
+    """Return name, whether it has a default, and the default of every argument of an operator."""
+    found = []
+    for argument in func._schema.arguments:
+        has_default = argument.has_default_value()
+        found.append((argument.name, has_default, argument.default_value if has_default else None))
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _has_tag(func: Any, tag: torch.Tag) -> bool:
+    return tag in func.tags
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -470,9 +496,14 @@ def _storage(tensor: torch.Tensor) -> int:
         return id(tensor)
 
 
+@lru_cache(maxsize=4096)
+def _is_mutable(func: Any) -> bool:
+    return bool(func._schema.is_mutable)
+
+
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """Return the tensors that a call writes to."""
-    if not func._schema.is_mutable:
+    if not _is_mutable(func):
         return []
     return [
         tensor
