@@ -8,7 +8,6 @@ lines; knows nothing about labels.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import sys
 from collections.abc import Iterator
@@ -159,7 +158,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        base = operator_name(func)
+        facts = _facts(func)
+        base = facts.name
         inputs = _tensors((args, kwargs))
         depends = any(_storage(tensor) in self._from_inputs and id(tensor) not in self._counts for tensor in inputs)
         where = source_line()
@@ -167,14 +167,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not self.branches or base not in _BRANCHES:
                 return self._answer(func(*args, **kwargs), base, where)
             self.reads.append(where)
-        if any(_storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
+        if facts.writes and any(_storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
             self.refusal = TraceError(
                 "the network writes to one of its parameters in forward",
                 where=where,
                 fix="make it a buffer: self.register_buffer(...)",
             )
             raise self.refusal
-        if _has_tag(func, torch.Tag.nondeterministic_seeded) and not self.random:
+        if facts.random and not self.random:
             self.random = where
         for tensor in inputs:
             if id(tensor) not in self._alive:
@@ -196,7 +196,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 func=func,
                 args=bound,
                 result=self.refer(result),
-                pointwise=_has_tag(func, torch.Tag.pointwise),
+                pointwise=facts.pointwise,
                 where=where,
                 module=self.module,
                 depends=depends or any(id(tensor) in self._known for tensor in inputs),
@@ -437,44 +437,60 @@ def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any
     return pytree.tree_flatten((args, kwargs))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    """What there is to know of an operator; torch takes its time to say so.
+
+    `arguments` are their names, whether they have a default, and the default.
+    """
+
+    name: str
+    arguments: tuple[tuple[str, bool, Any], ...]
+    writes: bool
+    random: bool
+    pointwise: bool
+
+
 @lru_cache(maxsize=4096)
+def _facts(func: Any) -> _Facts:
+    schema = func._schema
+    namespace, _, name = schema.name.rpartition("::")
+    if namespace not in ("", "aten", "prim", "prims"):
+        name = schema.name
+    elif name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    arguments = []
+    for argument in schema.arguments:
+        has_default = argument.has_default_value()
+        arguments.append((argument.name, has_default, argument.default_value if has_default else None))
+    return _Facts(
+        name=str(name),
+        arguments=tuple(arguments),
+        writes=bool(schema.is_mutable),
+        random=torch.Tag.nondeterministic_seeded in func.tags,
+        pointwise=torch.Tag.pointwise in func.tags,
+    )
+
+
 def operator_name(func: Any) -> str:
     """Return an operator's base name without overload and in-place underscore, such as `add`.
 
     Operators that are not PyTorch's own keep their namespace and their name as it is, such as `mylib::add_`.
     """
-    namespace, _, name = func._schema.name.rpartition("::")
-    if namespace not in ("", "aten", "prim", "prims"):
-        return str(func._schema.name)
-    return str(name[:-1] if name.endswith("_") and not name.endswith("__") else name)
+    return _facts(func).name
 
 
 def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by their names in the operator's schema, defaults included."""
     bound: dict[str, Any] = {}
-    for position, (name, has_default, default) in enumerate(_arguments(func)):
+    for position, (name, has_default, default) in enumerate(_facts(func).arguments):
         if position < len(args):
             bound[name] = args[position]
         elif name in kwargs:
             bound[name] = kwargs[name]
         elif has_default:
-            bound[name] = copy.copy(default)
+            bound[name] = list(default) if isinstance(default, list) else default
     return bound
-
-
-@lru_cache(maxsize=4096)
-def _arguments(func: Any) -> tuple[tuple[str, bool, Any], ...]:
-    """Return name, whether it has a default, and the default of every argument of an operator."""
-    found = []
-    for argument in func._schema.arguments:
-        has_default = argument.has_default_value()
-        found.append((argument.name, has_default, argument.default_value if has_default else None))
-    return tuple(found)
-
-
-@lru_cache(maxsize=4096)
-def _has_tag(func: Any, tag: torch.Tag) -> bool:
-    return tag in func.tags
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -496,15 +512,8 @@ def _storage(tensor: torch.Tensor) -> int:
         return id(tensor)
 
 
-@lru_cache(maxsize=4096)
-def _is_mutable(func: Any) -> bool:
-    return bool(func._schema.is_mutable)
-
-
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """Return the tensors that a call writes to."""
-    if not _is_mutable(func):
-        return []
     return [
         tensor
         for position, argument in enumerate(func._schema.arguments)

@@ -24,12 +24,14 @@ class Classes:
     """The units along every dimension of every parameter, shape (layers, size), -1 for none, and their classes.
 
     `number` and `group_of` are the unit and the class of every atom, -1 for none; `members` the units of every class.
+    `shared` are the pairs of units that a dimension holds at the same position, shape (2, pairs), for each with any.
     """
 
     dims: dict[Dim, Ids]
     number: Ids
     group_of: Ids
     members: list[Ids]
+    shared: list[Ids]
 
 
 def classify(flow: Flow) -> Classes:
@@ -59,11 +61,12 @@ def _classified(flow: Flow) -> Classes:
     number = np.full(atoms.count, -1, dtype=np.int64)
     number[used] = np.arange(len(used))
     dims = _numbered(resolved, number)
-    classes = _classes(dims, piece_signature(atoms, flow.pieces, atoms.count)[used], len(used))
+    shared = [pairs for units in distinct(dims) if (pairs := shared_positions(units)).size]
+    classes = _classes(dims, piece_signature(atoms, flow.pieces, atoms.count)[used], len(used), shared)
     group_of = np.full(atoms.count, -1, dtype=np.int64)
     group_of[used] = classes
     members = [np.flatnonzero(classes == index) for index in range(int(classes.max(initial=-1)) + 1)]
-    return Classes(dims=dims, number=number, group_of=group_of, members=members)
+    return Classes(dims=dims, number=number, group_of=group_of, members=members, shared=shared)
 
 
 def _numbered(resolved: dict[Dim, Ids], number: Ids) -> dict[Dim, Ids]:
@@ -83,7 +86,7 @@ def distinct(dims: Mapping[Dim, Ids]) -> list[Ids]:
     return list({id(units): units for units in dims.values()}.values())
 
 
-def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
+def _classes(dims: dict[Dim, Ids], signature: Ids, count: int, shared: list[Ids]) -> Ids:
     """Return a class per unit: units with the same tensors, dimensions, multiplicities and blocks share one."""
     code = signature.astype(np.uint64)
     counted = {id(units): np.unique(units[units >= 0], return_counts=True) for units in distinct(dims)}
@@ -94,14 +97,13 @@ def _classes(dims: dict[Dim, Ids], signature: Ids, count: int) -> Ids:
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    return _apart(dims, rank[inverse]) if count else np.zeros(0, dtype=np.int64)
+    return _apart(shared, rank[inverse]) if count else np.zeros(0, dtype=np.int64)
 
 
-def _apart(dims: dict[Dim, Ids], classes: Ids) -> Ids:
+def _apart(shared: list[Ids], classes: Ids) -> Ids:
     """Split classes whose units share positions (as many blocks as places in a block): removing both multiplies."""
     rivals: dict[int, set[int]] = {}
-    for units in distinct(dims):
-        pairs = shared_positions(units)
+    for pairs in shared:
         for a, b in pairs[:, classes[pairs[0]] == classes[pairs[1]]].T.tolist():
             rivals.setdefault(a, set()).add(b)
             rivals.setdefault(b, set()).add(a)

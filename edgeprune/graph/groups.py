@@ -17,7 +17,7 @@ from edgeprune.errors import TraceError
 from edgeprune.graph.balance import rigid
 from edgeprune.graph.blocks import crossing
 from edgeprune.graph.capture import Record, record
-from edgeprune.graph.classes import classify, distinct, shared_positions
+from edgeprune.graph.classes import Classes, classify, distinct
 from edgeprune.graph.constraints import balance, link, thin_out
 from edgeprune.graph.enter import enter
 from edgeprune.graph.flow import Contraction, Flow, UserRules, refs
@@ -293,7 +293,7 @@ def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool,
     statistics = _statistics(flow, number, 0)
     inner = [number[row].reshape(-1) for label in flow.inner if (row := atoms.resolve(label)) is not None]
     within = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *inner]))
-    groups = _describe(flow, dims, found.members, statistics, within)
+    groups = _describe(flow, found, statistics, within)
     names = [group.name for group in groups]
     place = {dim: number for number, dim in enumerate(flow.producers)}
     described = groups + _pinned_groups(flow, dims)
@@ -337,10 +337,9 @@ def _statistics(flow: Flow, number: Ids, record: int) -> tuple[Statistic, ...]:
     return tuple(found)
 
 
-def _describe(
-    flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...], inner: Ids
-) -> list[Group]:
+def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], inner: Ids) -> list[Group]:
     """Name every group after the weight that makes its channels and list what is tied to it."""
+    dims, members = classes.dims, classes.members
     holders: list[list[Dim]] = [[] for _ in members]
     group_of = np.zeros(sum(map(len, members)), dtype=np.int64)
     for index, units in enumerate(members):
@@ -350,8 +349,8 @@ def _describe(
     for dim, units in dims.items():
         for index in held[id(units)]:
             holders[index].append(dim)
-    for units in distinct(dims):
-        for a, b in distinct_pairs(group_of[shared_positions(units)]).T.tolist():
+    for shared in classes.shared:
+        for a, b in distinct_pairs(group_of[shared]).T.tolist():
             overlapping[a].add(b)
             overlapping[b].add(a)
     marked = {

@@ -22,6 +22,7 @@ Label = Ids | None
 
 MAX_LAYERS = 8
 MAX_FACTORS = 4
+FIRST = 1 << 14  # atoms that there is room for before more is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +43,12 @@ class Atoms:
 
     def __init__(self, memory: int = MEMORY) -> None:
         self._structures = Structures(memory)
-        self._parent: Ids = np.zeros(1024, dtype=np.int64)
-        self._pinned = np.zeros(1024, dtype=bool)
-        self._refined = np.zeros(1024, dtype=bool)
+        self._parent: Ids = np.zeros(FIRST, dtype=np.int64)
+        self._pinned = np.zeros(FIRST, dtype=bool)
+        self._refined = np.zeros(FIRST, dtype=bool)
         self._pinned[0] = True
         self._count = 1
-        self._factors = np.zeros((1024, MAX_FACTORS), dtype=np.int64)
+        self._factors = np.zeros((FIRST, MAX_FACTORS), dtype=np.int64)
         self._reasons: dict[int, Pin] = {}
 
     @property
@@ -232,16 +233,10 @@ class Atoms:
 
     def _expand(self, ids: Ids) -> Ids:
         """Write refined atoms out once: a row with products becomes as many rows as its longest product."""
-        rows: list[Ids] = []
-        for row in ids:
-            refined = self._refined[row]
-            if not refined.any():
-                rows.append(row)
-                continue
-            table = self._factors[row].T.copy()
-            table[0, ~refined] = row[~refined]
-            rows.extend(self.find(line) for line in table if line.any())
-        return np.stack(rows)
+        table = self._factors[ids]  # nothing but 0 where an atom is not refined
+        table[..., 0] += np.where(self._refined[ids], 0, ids)
+        rows = table.transpose(0, 2, 1).reshape(-1, ids.shape[1])
+        return self.find(rows[rows.any(axis=1)])
 
     def _fix_one_sided(self, a: Label, b: Label, pin: Pin) -> tuple[Label, Label]:
         """Resolve both labels, pinning positions that are fixed on one side only, until none is left."""
