@@ -24,8 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import ModelError, TraceError
 from edgeprune.graph.checks import check_outputs, check_repeated, failed, own_inputs, reads_refused
+from edgeprune.graph.operators import bind, facts_of, tensors_in, written_tensors
 from edgeprune.graph.results import take_apart
-from edgeprune.graph.structure import output_tensors, shared_copy
+from edgeprune.graph.structure import named_tensors, output_tensors, shared_copy
 
 # Operators that turn tensor data into Python numbers; on data from the inputs they mean data-dependent control flow.
 # `numpy()` and `tolist()` show themselves by the `resolve_neg` that they call before they read.
@@ -158,16 +159,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        facts = _facts(func)
+        facts = facts_of(func)
         base = facts.name
-        inputs = _tensors((args, kwargs))
+        inputs = tensors_in((args, kwargs))
         depends = any(_storage(tensor) in self._from_inputs and id(tensor) not in self._counts for tensor in inputs)
         where = source_line()
         if base in _READS and depends:
             if not self.branches or base not in _BRANCHES:
                 return self._answer(func(*args, **kwargs), base, where)
             self.reads.append(where)
-        if facts.writes and any(_storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
+        if facts.writes and any(_storage(tensor) in self._parameters for tensor in written_tensors(func, args, kwargs)):
             self.refusal = TraceError(
                 "the network writes to one of its parameters in forward",
                 where=where,
@@ -182,7 +183,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         picked = self._picked(inputs) if base in _PICKS else {}
         bound = self.refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
         result = func(*args, **kwargs)
-        outputs = _tensors(result)
+        outputs = tensors_in(result)
         if base == "_pack_padded_sequence":
             self._batch_sizes.add(id(outputs[1]))
         if self._counts_sequences(base, args):
@@ -295,7 +296,7 @@ def _recorded(
     working = shared_copy(model).train(training)
     names: dict[int, list[str]] = {}
     known: dict[int, torch.Tensor] = {}
-    for name, tensor in _named_tensors(working):
+    for name, tensor in named_tensors(working).items():
         if nn.parameter.is_lazy(tensor):
             raise ModelError(f"{name} has no shape yet", fix="run one forward before: model(*inputs)")
         names.setdefault(id(tensor), []).append(name)
@@ -392,11 +393,6 @@ def _foreign(path: str) -> bool:
     return not own and not path.startswith((_TORCH, "<"))
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
 def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
     """Keep `recorder.module` at the path of the module whose forward is running, and note its span."""
     stack: list[tuple[str, int, tuple[list[Any], Any]]] = []
@@ -437,86 +433,9 @@ def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any
     return pytree.tree_flatten((args, kwargs))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Facts:
-    """What there is to know of an operator; torch takes its time to say so.
-
-    `arguments` are their names, whether they have a default, and the default.
-    """
-
-    name: str
-    arguments: tuple[tuple[str, bool, Any], ...]
-    writes: bool
-    random: bool
-    pointwise: bool
-
-
-@lru_cache(maxsize=4096)
-def _facts(func: Any) -> _Facts:
-    schema = func._schema
-    namespace, _, name = schema.name.rpartition("::")
-    if namespace not in ("", "aten", "prim", "prims"):
-        name = schema.name
-    elif name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    arguments = []
-    for argument in schema.arguments:
-        has_default = argument.has_default_value()
-        arguments.append((argument.name, has_default, argument.default_value if has_default else None))
-    return _Facts(
-        name=str(name),
-        arguments=tuple(arguments),
-        writes=bool(schema.is_mutable),
-        random=torch.Tag.nondeterministic_seeded in func.tags,
-        pointwise=torch.Tag.pointwise in func.tags,
-    )
-
-
-def operator_name(func: Any) -> str:
-    """Return an operator's base name without overload and in-place underscore, such as `add`.
-
-    Operators that are not PyTorch's own keep their namespace and their name as it is, such as `mylib::add_`.
-    """
-    return _facts(func).name
-
-
-def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by their names in the operator's schema, defaults included."""
-    bound: dict[str, Any] = {}
-    for position, (name, has_default, default) in enumerate(_facts(func).arguments):
-        if position < len(args):
-            bound[name] = args[position]
-        elif name in kwargs:
-            bound[name] = kwargs[name]
-        elif has_default:
-            bound[name] = list(default) if isinstance(default, list) else default
-    return bound
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """Return the tensors in any nesting of lists, tuples and dicts."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in _tensors(item)]
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
-
-
 def _storage(tensor: torch.Tensor) -> int:
     """Return what tells the memory of a tensor apart from that of others; tensors without one have their identity."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except RuntimeError:  # sparse tensors have none
         return id(tensor)
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """Return the tensors that a call writes to."""
-    return [
-        tensor
-        for position, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for tensor in _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
-    ]

@@ -111,7 +111,8 @@ def _apart(shared: list[Ids], classes: Ids) -> Ids:
     for unit in sorted(rivals):
         taken = {int(part[rival]) for rival in rivals[unit] if rival < unit}
         part[unit] = next(number for number in range(len(taken) + 1) if number not in taken)
-    return np.unique(classes * (int(part.max(initial=0)) + 1) + part, return_inverse=True)[1].reshape(-1)
+    _, apart = np.unique(classes * (int(part.max(initial=0)) + 1) + part, return_inverse=True)
+    return np.asarray(apart).reshape(-1)
 
 
 def shared_positions(units: Ids) -> Ids:

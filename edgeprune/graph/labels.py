@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.graph.joins import MEMORY, Ids, Structures, connected
+from edgeprune.graph.joins import MEMORY, Structures, connected
+from edgeprune.graph.joins import Ids as Ids
 
 Label = Ids | None
 

@@ -59,7 +59,8 @@ def _modules_copied(model: nn.Module, memo: dict[Any, Any]) -> dict[Any, Any]:
     for module in reversed(list(model.modules())):  # parts before the whole
         if id(module) in memo or not _copies_plainly(type(module)):
             continue
-        made = memo[id(module)] = object.__new__(type(module))
+        made: nn.Module = object.__new__(type(module))
+        memo[id(module)] = made
         vars(made).update({name: _copied(value, memo) for name, value in vars(module).items()})
     return memo
 
@@ -98,10 +99,10 @@ def _tensor_copied(tensor: torch.Tensor, memo: dict[Any, Any]) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _copies_plainly(kind: type) -> bool:
+def _copies_plainly(kind: Any) -> bool:
     """Tell whether a class of modules has nothing to say about how it is copied."""
     own = [name for name in _COPYING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
-    if own == ["__setstate__"] and kind.__setstate__ is nn.modules.conv._ConvNd.__setstate__:
+    if own == ["__setstate__"] and vars(nn.modules.conv._ConvNd)["__setstate__"] is getattr(kind, "__setstate__", None):
         own = []  # it completes states that older versions saved
     return not own and not any(getattr(base, "__slots__", ()) for base in kind.__mro__)
 
@@ -134,7 +135,13 @@ def aliases(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def double_copy(model: nn.Module) -> nn.Module:
     """Return a copy of the network in float64."""
-    return copy_model(model).double()
+    exact: dict[str, torch.Tensor] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not nn.parameter.is_lazy(tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64:
+            made = tensor.detach().double()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            exact[name] = nn.Parameter(made, requires_grad=tensor.requires_grad) if is_parameter else made
+    return copy_model(model, exact).double()
 
 
 def output_tensors(result: Any) -> list[torch.Tensor]:

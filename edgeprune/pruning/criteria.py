@@ -102,7 +102,7 @@ def _powers_summed(weight: torch.Tensor, power: int) -> tuple[torch.Tensor, torc
     """
     width = max(weight[0].numel(), 1)
     rows, columns = [], torch.zeros(width, dtype=torch.float64, device=weight.device)
-    for some in weight.flatten(1).split(max(_CHUNK // width, 1)):
+    for some in torch.split(weight.flatten(1), max(_CHUNK // width, 1)):
         exact = some.to(torch.float64, copy=True)
         powers = exact.abs_() if power == 1 else exact.square_()
         rows.append(powers.sum(dim=1))
