@@ -57,9 +57,10 @@ def _modules_copied(model: nn.Module, memo: dict[Any, Any]) -> dict[Any, Any]:
     spends most of its time.
     """
     for module in reversed(list(model.modules())):  # parts before the whole
-        if id(module) in memo or not _copies_plainly(type(module)):
+        kind: Any = type(module)
+        if id(module) in memo or not _copies_plainly(kind):
             continue
-        made: nn.Module = object.__new__(type(module))
+        made: nn.Module = object.__new__(kind)
         memo[id(module)] = made
         vars(made).update({name: _copied(value, memo) for name, value in vars(module).items()})
     return memo
