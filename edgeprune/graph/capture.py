@@ -41,6 +41,7 @@ UNNUMBERED = frozenset({"detach", "contiguous"})
 # Operators that pick positions by the values of a tensor; constant values are kept so that labels can follow them.
 _PICKS = frozenset({"index_select", "index", "gather", "take_along_dim", "index_put", "index_add", "index_copy"})
 _MAX_PICKED = 1 << 20
+_PLAIN = frozenset({type(None), bool, int, float, str})
 _ONE_TENSOR = pytree.tree_flatten(((torch.empty(0),), {}))[1]
 _IDENTITIES = itertools.count(1)
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
@@ -229,9 +230,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._alive[key] = value
             return Ref(self._identity[key], tuple(value.shape), value.dtype)
         if isinstance(value, dict):
-            return {key: self.refer(item) for key, item in value.items()}
+            return {key: item if type(item) in _PLAIN else self.refer(item) for key, item in value.items()}
         if isinstance(value, tuple | list):
-            return [self.refer(item) for item in value]
+            return [item if type(item) in _PLAIN else self.refer(item) for item in value]
         return value
 
     def _picked(self, inputs: list[torch.Tensor]) -> dict[int, torch.Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 from edgeprune.graph.constraints import piece_signature, pin_lonely
 from edgeprune.graph.flow import Flow
 from edgeprune.graph.joins import distinct_pairs
-from edgeprune.graph.labels import Ids
+from edgeprune.graph.labels import Ids, Label
 
 BLOCKED = -1  # the axis of the inputs of all blocks of a grouped convolution
 Dim = tuple[str, int]
@@ -48,12 +48,15 @@ def classify(flow: Flow) -> Classes:
 def _classified(flow: Flow) -> Classes:
     atoms = flow.atoms
     resolved: dict[Dim, Ids] = {}
+    known: dict[int, Label] = {}
     for key, name in flow.record.tensors.items():
         labels = dict(enumerate(flow.labels.get(key, [])))
         if name in flow.blocked:
             labels[BLOCKED] = flow.blocked[name]
         for axis, label in labels.items():
-            found = atoms.resolve(label)
+            if id(label) not in known:
+                known[id(label)] = atoms.resolve(label)
+            found = known[id(label)]
             if found is not None:
                 resolved[(name, axis)] = found
     used = np.unique(np.concatenate([np.zeros(1, np.int64), *(found.reshape(-1) for found in resolved.values())]))
@@ -71,14 +74,15 @@ def _classified(flow: Flow) -> Classes:
 
 def _numbered(resolved: dict[Dim, Ids], number: Ids) -> dict[Dim, Ids]:
     """Return the units of every dimension; dimensions with the same units share one array."""
-    shared: dict[tuple[int, bytes], Ids] = {}
-    dims = {}
-    for dim, found in resolved.items():
-        key = (len(found), found.tobytes())
-        if key not in shared:
-            shared[key] = number[found]
-        dims[dim] = shared[key]
-    return dims
+    by_content: dict[tuple[int, bytes], Ids] = {}
+    by_identity: dict[int, Ids] = {}
+    for found in resolved.values():
+        if id(found) not in by_identity:
+            key = (len(found), found.tobytes())
+            if key not in by_content:
+                by_content[key] = number[found]
+            by_identity[id(found)] = by_content[key]
+    return {dim: by_identity[id(found)] for dim, found in resolved.items()}
 
 
 def distinct(dims: Mapping[Dim, Ids]) -> list[Ids]:

@@ -254,11 +254,18 @@ class Flow:
     def of(self, ref: Ref) -> list[Label]:
         """Return the labels of a tensor, one per dimension; parameters get fresh atoms at first sight."""
         if ref.id not in self.labels:
-            known = ref.id in self._names
-            self.labels[ref.id] = [self.atoms.fresh(n) if known and n > 1 else None for n in ref.shape]
-            if self.parameter(ref) in self.in_blocks:
-                self.labels[ref.id][1] = None
+            self._first_seen(ref, {})
         return self.labels[ref.id]
+
+    def _first_seen(self, ref: Ref, given: Mapping[int, Ids]) -> None:
+        """Give a tensor its first labels; those of a parameter are new, apart from given ones by dimension."""
+        known = ref.id in self._names
+        self.labels[ref.id] = [
+            (given[axis] if axis in given else self.atoms.fresh(size)) if known and size > 1 else None
+            for axis, size in enumerate(ref.shape)
+        ]
+        if self.parameter(ref) in self.in_blocks:
+            self.labels[ref.id][1] = None
 
     def set(self, ref: Ref, labels: Sequence[Label]) -> None:
         """Give a result its labels, one per dimension. Dimensions of size 1 are fixed: what is left of them stays."""
@@ -275,10 +282,21 @@ class Flow:
 
     def join(self, a: Label, b: Label, call: Call, reason: str | None = None) -> None:
         """Make two labels of the same dimension equal at every position."""
+        if a is b:
+            return
         self.atoms.join(a, b, Pin(reason=reason or f"{call.name} ties it to something of fixed size", where=call.where))
+
+    def tie(self, label: Label, ref: Ref, axis: int, call: Call) -> None:
+        """Make a dimension of a tensor equal to a label: a parameter seen for the first time has that very label."""
+        if label is None or ref.id in self.labels or label.shape[1] != ref.shape[axis] or ref.shape[axis] == 1:
+            self.join(label, self.of(ref)[axis], call)
+        else:
+            self._first_seen(ref, {axis: label})
 
     def pin(self, label: Label, call: Call, reason: str, fix: str | None = None) -> None:
         """Forbid removal along a dimension."""
+        if label is None:
+            return
         self.atoms.pin(label, Pin(reason=reason, where=call.where, fix=fix))
 
     def produced(self, ref: Ref, dim: int) -> None:
@@ -339,10 +357,16 @@ def refs(value: Any) -> list[Ref]:
     if isinstance(value, Ref):
         return [value]
     if isinstance(value, dict):
-        return [ref for item in value.values() for ref in refs(item)]
-    if isinstance(value, tuple | list):
-        return [ref for item in value for ref in refs(item)]
-    return []
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    found: list[Ref] = []
+    for item in value:
+        if isinstance(item, Ref):
+            found.append(item)
+        elif isinstance(item, dict | tuple | list):
+            found.extend(refs(item))
+    return found
 
 
 def dims(value: int | Sequence[int] | None, rank: int) -> list[int]:

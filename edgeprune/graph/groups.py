@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -379,7 +380,7 @@ def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], i
                 units=_in_order_of_positions(made_by, mine),
                 producer=producer,
                 tensors=tensors,
-                params=sum(int(np.prod(flow.record.shapes[name])) for name in tensors),
+                params=sum(prod(flow.record.shapes[name]) for name in tensors),
                 statistics=index in marked,
                 inside_heads=bool(in_heads[units].any()),
             )
@@ -425,7 +426,7 @@ def _pinned_groups(flow: Flow, dims: Mapping[Dim, Ids]) -> list[Group]:
             units=np.zeros(0, dtype=np.int64),
             producer=made[0],
             tensors=tuple(dict.fromkeys(name for name, _ in made)),
-            params=sum(int(np.prod(flow.record.shapes[name])) for name in dict.fromkeys(name for name, _ in made)),
+            params=sum(prod(flow.record.shapes[name]) for name in dict.fromkeys(name for name, _ in made)),
             pinned=pin.reason,
             where=pin.where,
             fix=pin.fix,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,10 +211,10 @@ class Atoms:
     def flatten(self, labels: Sequence[Label], sizes: Sequence[int]) -> Label:
         """Return the label of the dimension that several dimensions are merged into, row-major."""
         rows: list[Ids] = []
-        total = int(np.prod(sizes))
+        total = prod(sizes)
         for axis, label in enumerate(map(self.resolve, labels)):
             if label is not None:
-                inner = int(np.prod(sizes[axis + 1 :]))
+                inner = prod(sizes[axis + 1 :])
                 outer = total // (inner * sizes[axis])
                 rows.extend(np.tile(np.repeat(row, inner), outer) for row in label)
         return np.stack(rows) if rows else None
