@@ -14,7 +14,6 @@ from torch import nn
 
 from edgeprune.compact.eager import eager
 from edgeprune.compact.program import Captured, Step, capture, same_calls
-from edgeprune.compact.slice import sliced
 from edgeprune.compact.swap import swap
 from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError
@@ -103,7 +102,7 @@ def captured_whole(reference: Reference, steps: Sequence[Step], other: Record | 
         Uncapturable: The calls do not say all that the network does.
     """
     recorded = reference.graph.trail.record
-    small = sliced(reference.model, reference.graph, reference.masks)
+    small = reference.small()
     return capture(small, recorded, steps, recorded.spans[-1], other, type(reference.model).__name__)
 
 
