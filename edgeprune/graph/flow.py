@@ -288,10 +288,12 @@ class Flow:
 
     def tie(self, label: Label, ref: Ref, axis: int, call: Call) -> None:
         """Make a dimension of a tensor equal to a label: a parameter seen for the first time has that very label."""
-        if label is None or ref.id in self.labels or label.shape[1] != ref.shape[axis] or ref.shape[axis] == 1:
-            self.join(label, self.of(ref)[axis], call)
-        else:
+        name = self.parameter(ref)
+        new = name is not None and name not in self.in_blocks and ref.id not in self.labels
+        if new and label is not None and label.shape[1] == ref.shape[axis] > 1:
             self._first_seen(ref, {axis: label})
+        else:
+            self.join(label, self.of(ref)[axis], call)
 
     def pin(self, label: Label, call: Call, reason: str, fix: str | None = None) -> None:
         """Forbid removal along a dimension."""
