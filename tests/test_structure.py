@@ -96,6 +96,13 @@ def test_hooks_of_the_network_are_copied() -> None:
     assert torch.equal(copy_model(network)(torch.ones(1, 2)), network(torch.ones(1, 2)))
 
 
+def test_what_a_module_leaves_out_of_its_state_is_not_copied() -> None:
+    network = nn.Sequential(nn.Linear(2, 2))
+    network[0].compile(backend="eager")
+    assert copy_model(network)[0]._compiled_call_impl is None
+    assert network[0]._compiled_call_impl is not None
+
+
 def test_modules_that_copy_themselves_do() -> None:
     assert copy_model(nn.Sequential(Own()))[0].copies == 1
     assert copy_model(Own()).copies == 1

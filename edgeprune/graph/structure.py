@@ -60,9 +60,10 @@ def _modules_copied(model: nn.Module, memo: dict[Any, Any]) -> dict[Any, Any]:
         kind: Any = type(module)
         if id(module) in memo or not _copies_plainly(kind):
             continue
+        state: dict[str, Any] = kind.__getstate__(module)  # without what a module leaves out, such as compiled code
         made: nn.Module = object.__new__(kind)
         memo[id(module)] = made
-        vars(made).update({name: _copied(value, memo) for name, value in vars(module).items()})
+        vars(made).update({name: _copied(value, memo) for name, value in state.items()})
     return memo
 
 
