@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from edgeprune.bench import Comparison, Measurement
     from edgeprune.config import BenchConfig, ExportConfig, FinetuneConfig, PruneConfig, RunConfig
     from edgeprune.graph import ChannelGraph, trace
-    from edgeprune.pipeline.api import apply, compare, compress, finetune, plan, recalibrate, verify
+    from edgeprune.pipeline.api import apply, compare, compress, finetune, plan, recalibrate, sensitivity, verify
     from edgeprune.pipeline.compress import RunResult, resume
     from edgeprune.pruning import PrunePlan
     from edgeprune.targets import Target, find_target, list_targets
@@ -74,6 +74,7 @@ _HOMES = {
     "plan": "edgeprune.pipeline.api",
     "recalibrate": "edgeprune.pipeline.api",
     "resume": "edgeprune.pipeline.compress",
+    "sensitivity": "edgeprune.pipeline.api",
     "trace": "edgeprune.graph",
     "verify": "edgeprune.pipeline.api",
 }
@@ -121,6 +122,7 @@ __all__ = [
     "recalibrate",
     "reconstruct",
     "resume",
+    "sensitivity",
     "trace",
     "verify",
 ]

@@ -34,6 +34,7 @@ class PruneConfig(Section):
     `rules` name the user's rules for operators, as `package.module:function` or `rules.py:function`.
     `output` says what may come out: `eager` the user's own module only, `graph` recorded calls, `auto` the first of
     them that is right. `split_recurrent` gives every layer and direction of an LSTM, GRU or RNN a width of its own.
+    `sensitivity` is a file of `edgeprune sensitivity`: every group gets its own ratio, so that they cost the least.
     """
 
     ratio: Ratio = 0.5
@@ -50,6 +51,17 @@ class PruneConfig(Section):
     ratios: dict[str, Ratio] = Field(default_factory=dict)
     batches: int = Field(8, ge=1, description="batches of train_data for data-driven criteria")
     rules: tuple[str, ...] = ()
+    sensitivity: str | None = None
+
+
+class SensitivityConfig(Section):
+    """What `edgeprune sensitivity` measures: every group alone at each of `ratios`.
+
+    `reconstruct` solves for the weights that are left before each measurement; without it the raw sensitivity shows.
+    """
+
+    ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.25, 0.5, 0.75), min_length=1)
+    reconstruct: bool = False
 
 
 class ReconstructConfig(Section):
@@ -123,6 +135,7 @@ class RunConfig(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
+    sensitivity: SensitivityConfig = SensitivityConfig()
 
     def to_toml(self) -> str:
         """Return the settings as TOML; unset values are left out, as TOML has no null."""

@@ -56,6 +56,7 @@ NAMES = [
     "recalibrate",
     "reconstruct",
     "resume",
+    "sensitivity",
     "trace",
     "verify",
 ]

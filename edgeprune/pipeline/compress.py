@@ -17,6 +17,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.pipeline import stages
 from edgeprune.pipeline.events import Event, Listener, ignore
 from edgeprune.pipeline.measuring import compare_rows
+from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.prepare import Prepared, absolute_settings, default_output, prepare
 from edgeprune.pipeline.stages import Session
 from edgeprune.pipeline.verdict import judge
@@ -205,10 +206,16 @@ def _gather(
         "environment": environment(),
         "reproduce": [command(prepared.config, prepared.workload)],
         "stages": session.stages,
+        "sensitivity": _sensitivity(prepared.config),
     }
     plain: Json = finite(result)
     plain["verdict"] = judge(plain, prepared.config)
     return plain
+
+
+def _sensitivity(config: RunConfig) -> Json | None:
+    found = read_sensitivity(config.prune)
+    return found.as_dict() if found is not None else None
 
 
 def _reconstruction(record: StageRecord | None) -> Json | None:

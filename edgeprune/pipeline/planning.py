@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import PrunePlan
     from edgeprune.pruning.blocks import Block
+    from edgeprune.search import Sensitivity
 
 GRADIENT_CRITERIA = ("taylor",)
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Last:
+    """An earlier plan, and the network that plans speak of with the weights that it has by now."""
+
+    plan: PrunePlan
+    model: nn.Module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +56,15 @@ def make(
     data: Callable[[], Iterable[Any]] | None,
     seed: int,
     rules: UserRules | None = None,
+    sensitivity: Sensitivity | None = None,
+    last: Last | None = None,
 ) -> Planned:
     """Choose the blocks and the units of a network that go.
 
     Args:
         rules: The user's rules for operators.
+        sensitivity: What every group costs alone: ratios are chosen so that the losses add up to the least.
+        last: An earlier plan for the same network, whose blocks stay gone and whose units alone may be kept.
         step: Returns the loss of a batch, for criteria with gradients.
         data: Batches of the user; `config.batches` of them are seen, and only where a setting needs them.
 
@@ -60,6 +73,7 @@ def make(
         ConfigError: The settings do not fit the network.
     """
     from edgeprune.compact import analyse, remove_blocks
+    from edgeprune.compact.depth import removable
     from edgeprune.compact.plans import prepared
     from edgeprune.graph.cost import count_macs
     from edgeprune.pruning import make_plan, score
@@ -75,7 +89,14 @@ def make(
     names: tuple[str, ...] = ()
     rows: list[Json] = []
     protected: list[str] = []
-    if deep:
+    if last is not None:
+        model, names = last.model, last.plan.blocks
+        protected = (
+            [name for block in removable(model, inputs) for name in (block.name, *block.tensors)] if deep else []
+        )
+        shallow = remove_blocks(model, names, inputs) if names else model
+        dense_macs = count_macs(model, inputs)
+    elif deep:
         blocks, change = weighed(model, inputs, config, batches)
         names = choose(blocks, change, config)
         rows = [_row(block, change[block.name], removed=block.name in names) for block in blocks]
@@ -94,8 +115,55 @@ def make(
         blocks=names,
         protected=protected,
         dense_macs=dense_macs,
+        allocate=allocation(graph, config, sensitivity, shallow, inputs, blocks=protected),
+        within=None if last is None else {name: group.keep for name, group in last.plan.groups.items()},
     )
     return Planned(plan=plan, graph=graph, blocks=rows)
+
+
+def read_sensitivity(config: PruneConfig) -> Sensitivity | None:
+    """Return what the settings say the groups cost, if they do.
+
+    Raises:
+        ResolveError: The file cannot be read.
+        ConfigError: It is no sensitivity.
+    """
+    from edgeprune.search import Sensitivity
+
+    return Sensitivity.load(config.sensitivity) if config.sensitivity is not None else None
+
+
+def allocation(
+    graph: ChannelGraph,
+    config: PruneConfig,
+    sensitivity: Sensitivity | None,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    *,
+    blocks: Sequence[str] = (),
+) -> Callable[[float], dict[str, float]] | None:
+    """Return the ratio of every group from the share of units, or of multiply-accumulates, that is to go.
+
+    Args:
+        blocks: Names of blocks and their tensors. Some were removed, perhaps with groups that were measured.
+
+    Raises:
+        ConfigError: The sensitivity is of another network.
+    """
+    from edgeprune.graph.cost import count_macs
+    from edgeprune.pruning.select import active, hold, remaining_macs
+
+    if sensitivity is None:
+        return None
+    sensitivity.check_fits({group.name: group.size for group in graph.groups}, gone=bool(blocks))
+    held = hold(graph, config.keep, blocks)
+    names = active(held, config.ratios)
+    sizes = {group.name: float(group.size) for group in held.free if group.name in names}
+    if config.max_macs is None:
+        return sensitivity.allocate(sizes, sum(sizes.values()), config.ratios)
+    macs = count_macs(model, inputs)
+    freed = {name: 1 - remaining_macs(graph, {name: ()}, macs) for name in sizes}
+    return sensitivity.allocate(freed, sum(freed.values()), config.ratios)
 
 
 def given(

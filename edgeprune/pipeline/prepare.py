@@ -24,7 +24,7 @@ from edgeprune.pipeline.digests import (
     seeded,
     state_digest,
 )
-from edgeprune.pipeline.planning import GRADIENT_CRITERIA
+from edgeprune.pipeline.planning import GRADIENT_CRITERIA, read_sensitivity
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
 from edgeprune.values import Notice, parse_bytes, parse_macs, parse_seconds
@@ -97,6 +97,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         "weights": state_digest(model.state_dict()),
         "example inputs": inputs_digest(inputs),
     } | rules_digests(config.prune.rules)
+    notices = (*entered.notices, *_other_weights(config, digests))
     align = target.align if config.prune.align == "target" else config.prune.align
     name = workload.name if workload.name != "workload" else type(model).__name__.lower()
     _log.info("workload %s, network %s, target %s, align %s", workload.source, name, target.name, align)
@@ -109,8 +110,18 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         name=name,
         align=align,
         digests=digests,
-        notices=entered.notices,
+        notices=notices,
     )
+
+
+def _other_weights(config: RunConfig, digests: dict[str, str]) -> tuple[Notice, ...]:
+    """Return a notice where the sensitivity was measured with other weights."""
+    found = read_sensitivity(config.prune)
+    if found is None or found.digests.get("weights") == digests["weights"]:
+        return ()
+    text = f"{config.prune.sensitivity} was measured on other weights of {found.network}"
+    fix = "edgeprune sensitivity WORKLOAD measures these"
+    return (Notice(code="other-weights", text=text, fix=fix),)
 
 
 def check_settings(config: RunConfig) -> None:
@@ -215,5 +226,8 @@ def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:
         changes["weights"] = str(Path(config.weights).resolve())
     if config.target.endswith(".toml"):
         changes["target"] = str(Path(config.target).resolve())
-    changes["prune"] = config.prune.model_copy(update={"rules": absolute_rules(config.prune.rules)})
+    prune: dict[str, Any] = {"rules": absolute_rules(config.prune.rules)}
+    if config.prune.sensitivity is not None:
+        prune["sensitivity"] = str(Path(config.prune.sensitivity).resolve())
+    changes["prune"] = config.prune.model_copy(update=prune)
     return config.model_copy(update=changes)

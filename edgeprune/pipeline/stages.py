@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edgeprune import rundir
 from edgeprune.errors import ModelError
 from edgeprune.pipeline import distributed, planning
-from edgeprune.pipeline.digests import seeded
+from edgeprune.pipeline.digests import seeded, sensitivity_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import load_state, save_state
 from edgeprune.pipeline.measuring import bench_progress
@@ -99,8 +99,9 @@ def plan(session: Session) -> StageRecord:
     prepared = session.prepared
     config = prepared.config.prune
     settings = {f"prune.{name}": value for name, value in config.model_dump(mode="json").items()}
+    settings.pop("prune.sensitivity")  # its content counts, wherever it lies
     settings |= {"prune.align": prepared.align, "seed": prepared.config.seed}
-    key = StageKey(stage="plan", settings=settings, inputs=prepared.digests)
+    key = StageKey(stage="plan", settings=settings, inputs=prepared.digests | sensitivity_digest(config))
 
     def work() -> tuple[tuple[str, ...], Json]:
         from edgeprune.graph.cost import count_macs, count_params
@@ -116,6 +117,7 @@ def plan(session: Session) -> StageRecord:
             data=data,
             seed=prepared.config.seed,
             rules=load_rules(config.rules),
+            sensitivity=planning.read_sensitivity(config),
         )
         planned.plan.save(session.path(rundir.PLAN))
         facts = {

@@ -104,6 +104,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     folder = Path(config.output or "pruned")
     folders.check_prune_output(folder, folders.workload_reference(workload))
     chosen = PrunePlan.load(plan_path) if plan_path is not None else None
+    measured = planning.read_sensitivity(config.prune)
     align = find_target(config.target).align if config.prune.align == "target" else config.prune.align
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     model, inputs = loaded.model, loaded.inputs
@@ -115,8 +116,9 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
         with seeded(config.seed, "plan"):
             data, step = training_source(workload)
             planned = planning.make(
-                model, inputs, config.prune, align=align, step=step, data=data, seed=config.seed, rules=rules
-            )
+                model, inputs, config.prune, align=align, step=step, data=data, seed=config.seed, rules=rules,
+                sensitivity=measured,
+            )  # fmt: skip
     else:
         planned = planning.given(model, inputs, chosen, rules)
     groups = describe_groups(planned.graph, planned.plan)

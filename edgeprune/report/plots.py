@@ -274,7 +274,7 @@ def _curves(
     data: list[Json] = []
     for key in validated:
         if dense.get(key) is not None:
-            data.append(_reference(0, epochs[-1], dense[key]))
+            data.append(reference(0, epochs[-1], dense[key]))
     for key in trained:
         values = [(record.get("train") or {}).get(key) for record in history]
         data.append(_curve(epochs, values, "training " + key, DENSE))
@@ -311,7 +311,8 @@ def _curve(x: list[int], y: list[float | None], text: str, look: tuple[str, str]
     }
 
 
-def _reference(low: int, high: int, value: float) -> Json:
+def reference(low: int, high: int, value: float) -> Json:
+    """Return the dotted line of the dense network's value."""
     return {
         "type": "scatter",
         "mode": "lines",

@@ -88,6 +88,11 @@ def _describe_bench(facts: Json) -> str:
     return f"{facts['rows']} measurements" + (f", {failed} failed" if failed else "")
 
 
+def _describe_sensitivity(facts: Json) -> str:
+    again = f", {facts['reused']} reused" if facts["reused"] else ""
+    return f"{facts['groups']} groups, {facts['made']} networks measured{again}: {facts['metric']}"
+
+
 def metrics_text(metrics: Json | None) -> str:
     """Return named metrics in one line."""
     return "  ".join(f"{name} {q.metric(value)}" for name, value in (metrics or {}).items())
@@ -126,4 +131,5 @@ _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "export": _describe_export,
     "accuracy": _describe_accuracy,
     "bench": _describe_bench,
+    "sensitivity": _describe_sensitivity,
 }

@@ -1,0 +1,131 @@
+"""What the report says of a search: how sensitive every group is, and which steps were tried, kept or rolled back.
+
+Owns the sections and the page of a sensitivity. Works on dicts; measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeprune.report import quantities as q
+from edgeprune.report.page import Block, Cell, Line, Page, Section, Table
+from edgeprune.report.plots import Figure, Panel, axis, label, layout, reference, run_mark
+from edgeprune.report.text import table as text_table
+from edgeprune.values import Json, lower_is_better
+
+MOST_FIGURES = 24
+
+
+def sensitivity_page(found: Json) -> Page:
+    """Return the page of a sensitivity alone."""
+    source = "evaluate()" if found["source"] == "evaluate" else "the outputs, against the dense network"
+    return Page(
+        title=f"Sensitivity of {found['network']}",
+        facts=(f"{found['metric']} from {source}", f"{len(found['groups'])} groups"),
+        runs=(),
+        overview=None,
+        fronts=(),
+        sections=(sensitivity_section("sensitivity", found),),
+    )
+
+
+def sensitivity_section(name: str, found: Json) -> Section:
+    """Return one small plot for every group, those that lose most first, and a table of all."""
+    rows = sorted(found["groups"], key=_most, reverse=True)
+    drawn = [row for row in rows if any(point["value"] is not None for point in row["points"])]
+    values = [point["value"] for row in drawn for point in row["points"] if point["value"] is not None]
+    values.append(found["dense"])
+    room = 0.05 * (max(values) - min(values)) or 0.01
+    scale = [min(values) - room, max(values) + room]
+    figures = tuple(
+        _curve(f"{name}-{index}", row, found, scale, run_mark(0)) for index, row in enumerate(drawn[:MOST_FIGURES])
+    )
+    note = None
+    if len(drawn) > MOST_FIGURES:
+        note = f"The {MOST_FIGURES} groups that lose most are drawn; the table has all {len(rows)}."
+    better = "lower" if lower_is_better(found["metric"]) else "higher"
+    how = "after reconstruction" if found["reconstructed"] else "without reconstruction or training"
+    return Section(
+        title="Sensitivity",
+        caption=f"{found['metric']} ({better} is better) when one group alone loses a share of its units, {how}. "
+        "The dotted line is the dense network. All plots have the same scale.",
+        panel=Panel(figures=figures, legend=(), note=note),
+        table=_sensitivity_table(rows, found["dense"]),
+    )
+
+
+def _most(row: Json) -> float:
+    return max((point["loss"] for point in row["points"] if point["loss"] is not None), default=float("-inf"))
+
+
+def _curve(name: str, row: Json, found: Json, scale: list[float], look: tuple[str, str]) -> Figure:
+    points = [point for point in row["points"] if point["value"] is not None]
+    line = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [0.0, *(point["removed"] for point in points)],
+        "y": [found["dense"], *(point["value"] for point in points)],
+        "line": {"color": look[0], "width": 1.6},
+        "marker": {"symbol": look[1], "size": 7, "color": look[0]},
+        "text": [label(", ".join(row["names"]))] * (len(points) + 1),
+        "hovertemplate": f"%{{text}}<br>%{{x:.0%}} removed: {label(found['metric'], 24)} %{{y:.4~g}}<extra></extra>",
+        "cliponaxis": False,
+    }
+    x = axis("units removed", range=[-0.03, 1.0], tickformat=".0%", dtick=0.25)
+    y = axis("", tickformat="~g", range=scale)
+    title = ", ".join(row["names"])
+    return Figure(
+        name=name,
+        title=title if len(title) <= 60 else f"{title[:59]}…",
+        height_px=170,
+        data=[reference(0, 1, found["dense"]), line],
+        layout=layout(x, y, 170),
+    )
+
+
+def _sensitivity_table(rows: Sequence[Json], dense: float) -> Table:
+    lines = []
+    for row in rows:
+        cells = [Cell(text=f"{point['removed']:.0%}", minor=_value(point)) for point in row["points"]]
+        lines.append(
+            Line(
+                head=Cell(text=", ".join(row["names"])),
+                cells=(
+                    Cell(text=str(row["units"])),
+                    Cell(text=q.share(row["macs_share"])),
+                    Cell(text="; ".join(f"{cell.text}: {cell.minor}" for cell in cells) or "nothing measured"),
+                ),
+                remark=row["note"],
+            )
+        )
+    titles = ("Group", "Units", "Share of MACs", f"Removed: value (dense {q.metric(dense)})")
+    return Table(titles=titles, blocks=(Block(lines=tuple(lines)),), words=(0, 3))
+
+
+def _value(point: Json) -> str:
+    return q.metric(point["value"]) if point["value"] is not None else f"failed, {point['failed']}"
+
+
+def sensitivity_text(found: Json, width: int) -> str:
+    """Return what `sensitivity` shows: one line for every group, those that lose most last."""
+    rows = sorted(found["groups"], key=_most)
+    cells = [
+        [
+            ", ".join(row["names"]),
+            str(row["units"]),
+            q.share(row["macs_share"]),
+            "; ".join(f"{point['removed']:.0%}: {_value(point)}" for point in row["points"]) or str(row["note"]),
+        ]
+        for row in rows
+    ]
+    what = "evaluate()" if found["source"] == "evaluate" else "the outputs on data, as there is no evaluate()"
+    head = f"{found['network']}  {found['metric']} of {what}, dense {q.metric(found['dense'])}"
+    following = f"edgeprune compress {found['workload']} --sensitivity {found['folder']} --ratio 0.5"
+    return "\n".join(
+        [
+            head,
+            text_table(["group", "units", "of MACs", "removed alone"], cells, "lrrl", width),
+            f" wrote {found['folder']}: sensitivity.json, sensitivity.html",
+            f" next: {following}",
+        ]
+    )
