@@ -96,6 +96,24 @@ class FinetuneConfig(Section):
     recalibrate_batches: int = Field(32, ge=0)
 
 
+class LoopConfig(Section):
+    """Prune in `steps` of equal size, each followed by reconstruction and `epochs` of fine-tuning.
+
+    `floor` is the worst value of the metric that a step may end with. A step below it is rolled back and the size of
+    the steps halved, up to `tries` times. One step without a floor is the ordinary run.
+    """
+
+    steps: Count = 1
+    epochs: int = Field(1, ge=0)
+    floor: float | None = None
+    tries: int = Field(3, ge=0)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to repeat or to roll back."""
+        return self.steps > 1 or self.floor is not None
+
+
 class ExportConfig(Section):
     """Which files to make."""
 
@@ -132,6 +150,7 @@ class RunConfig(Section):
     max_drop: float | None = Field(None, ge=0)
     prune: PruneConfig = PruneConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()
+    loop: LoopConfig = LoopConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()

@@ -159,8 +159,12 @@ def test_a_run_uses_it_says_it_and_notices_when_it_changed(run: Run) -> None:  #
         ("-o .", (), 2, ("holds no sensitivity (tiny.py)",)),
     ],
 )
-def test_bad_input_is_told(  # noqa: F811
-    run: Run, words: str, edits: tuple[tuple[str, str], ...], code: int, texts: tuple[str, ...]
+def test_bad_input_is_told(
+    run: Run,  # noqa: F811
+    words: str,
+    edits: tuple[tuple[str, str], ...],
+    code: int,
+    texts: tuple[str, ...],
 ) -> None:
     for old, new in edits:
         _rewrite(old, new)

@@ -16,6 +16,7 @@ from edgeprune.config import RunConfig, load_config
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline import stages
 from edgeprune.pipeline.events import Event, Listener, ignore
+from edgeprune.pipeline.looping import loop
 from edgeprune.pipeline.measuring import compare_rows
 from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.prepare import Prepared, absolute_settings, default_output, prepare
@@ -110,13 +111,22 @@ def _opening(prepared: Prepared, folder: Path) -> Json:
 
 def _stages(session: Session) -> Json:
     config = session.prepared.config
-    planned = stages.plan(session)
-    dense = stages.baseline(session)
-    _check_metric(session, dense)
-    applied = stages.apply(session, planned)
-    solved = stages.reconstruct(session, applied)
-    recalibrated = stages.recalibrate(session, applied, solved)
-    final = stages.finetune(session, recalibrated or solved or applied)
+    looped, solved, recalibrated = None, None, None
+    if config.loop.active:
+        dense = stages.baseline(session)
+        _check_metric(session, dense)
+        looped = loop(session, dense)
+        planned = stages.plan(session, {looped.plan: looped.last.outputs[looped.plan]})
+        applied = stages.apply(session, planned)
+    else:
+        planned = stages.plan(session)
+        dense = stages.baseline(session)
+        _check_metric(session, dense)
+        applied = stages.apply(session, planned)
+        solved = stages.reconstruct(session, applied)
+        recalibrated = stages.recalibrate(session, applied, solved)
+    start = looped.last if looped is not None else recalibrated or solved or applied
+    final = stages.finetune(session, start)
     exported = [
         stages.export(session, role, form, final) for form in config.export.formats for role in ("baseline", "model")
     ]
@@ -127,9 +137,11 @@ def _stages(session: Session) -> Json:
         "pruned": applied,
         "reconstructed": solved,
         "recalibrated": recalibrated,
+        "looped": looped.last if looped is not None else None,
         "finetuned": final,
     }
-    return _report(session, planned, records, list(zip(exported, scores, strict=True)))
+    history = looped.history if looped is not None else None
+    return _report(session, planned, records, list(zip(exported, scores, strict=True)), history)
 
 
 def _check_metric(session: Session, dense: StageRecord | None) -> None:
@@ -151,13 +163,14 @@ def _report(
     planned: StageRecord,
     records: dict[str, StageRecord | None],
     artifacts: list[tuple[StageRecord, StageRecord | None]],
+    history: Json | None,
 ) -> Json:
     """Gather everything into `result.json` and write the report."""
     from edgeprune.report import render
 
     started = time.perf_counter()
     session.listen(Event(stage="report", state="begin"))
-    result = _gather(session, planned, records, artifacts)
+    result = _gather(session, planned, records, artifacts, history)
     rundir.write_atomic(session.path(rundir.RESULT), json.dumps(result, indent=1, allow_nan=False) + "\n")
     rundir.write_atomic(session.path(rundir.REPORT), render([result]))
     checks = {entry["artifact"]["path"]: entry["checks"] for entry in result["artifacts"]}
@@ -171,6 +184,7 @@ def _gather(
     planned: StageRecord,
     records: dict[str, StageRecord | None],
     artifacts: list[tuple[StageRecord, StageRecord | None]],
+    looped: Json | None,
 ) -> Json:
     prepared = session.prepared
     applied, final = records["pruned"], records["finetuned"]
@@ -207,6 +221,7 @@ def _gather(
         "reproduce": [command(prepared.config, prepared.workload)],
         "stages": session.stages,
         "sensitivity": _sensitivity(prepared.config),
+        "loop": looped,
     }
     plain: Json = finite(result)
     plain["verdict"] = judge(plain, prepared.config)

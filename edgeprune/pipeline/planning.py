@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Last:
-    """An earlier plan, and the network that plans speak of with the weights that it has by now."""
+    """An earlier plan and the channel groups it speaks of, with the weights that the network it left has by now."""
 
     plan: PrunePlan
-    model: nn.Module
+    graph: ChannelGraph
+    weights: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ def make(
         NothingToPrune: Every group is pinned, or no block can go though some were asked for.
         ConfigError: The settings do not fit the network.
     """
-    from edgeprune.compact import analyse, remove_blocks
+    from edgeprune.compact import analyse, grown, remove_blocks
     from edgeprune.compact.depth import removable
     from edgeprune.compact.plans import prepared
     from edgeprune.graph.cost import count_macs
@@ -90,7 +91,7 @@ def make(
     rows: list[Json] = []
     protected: list[str] = []
     if last is not None:
-        model, names = last.model, last.plan.blocks
+        model, names = grown(model, last.graph, last.plan.keep, last.weights), last.plan.blocks
         protected = (
             [name for block in removable(model, inputs) for name in (block.name, *block.tensors)] if deep else []
         )
@@ -103,7 +104,7 @@ def make(
         protected = [name for block in blocks for name in (block.name, *block.tensors)]
         shallow = remove_blocks(model, names, inputs)
         dense_macs = count_macs(model, inputs)
-    graph = analyse(shallow, inputs, config.output, rules)
+    graph = last.graph if last is not None else analyse(shallow, inputs, config.output, rules)
     scores = score(shallow, graph, config.criterion, inputs=inputs, train_step=step, batches=batches, seed=seed)
     plan = make_plan(
         graph,

@@ -24,6 +24,7 @@ from edgeprune.pipeline.digests import (
     seeded,
     state_digest,
 )
+from edgeprune.pipeline.distributed import process_count
 from edgeprune.pipeline.planning import GRADIENT_CRITERIA, read_sensitivity
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
@@ -85,6 +86,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
             raise ConfigError("no workload", fix="name one: edgeprune compress workload.py")
         workload = load_workload(config.workload)
     check_functions(config, workload)
+    check_loop(config, process_count(), workload.evaluate is not None, workload.source)
     with seeded(config.seed, "model"):
         model = build_model(workload, config.weights, config.trust_pickle)
     with seeded(config.seed, "inputs"):
@@ -208,12 +210,34 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
         )
 
 
+def check_loop(config: RunConfig, processes: int, has_metric: bool, source: str) -> None:
+    """Check what the loop needs, before anything is done.
+
+    Raises:
+        ConfigError: A floor without a metric, or several processes.
+    """
+    if not config.loop.active:
+        return
+    if config.loop.floor is not None and not has_metric:
+        raise ConfigError(
+            f"loop.floor = {config.loop.floor:g} needs a metric, and {source} has no evaluate",
+            where=source,
+            fix="add  def evaluate(model): ...",
+        )
+    if processes > 1:
+        raise ConfigError("the loop runs in one process", fix="leave torchrun out, or -s loop.steps=1")
+
+
 def default_output(prepared: Prepared) -> Path:
-    """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget, with `-d25` for depth 0.25."""
+    """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget.
+
+    With `-d25` for depth 0.25 and `-loop4` for a loop of four steps.
+    """
     prune = prepared.config.prune
     what = f"macs{prune.max_macs}" if prune.max_macs is not None else f"r{round(prune.ratio * 100)}"
     deep = f"-d{round(prune.depth * 100)}" if prune.depth > 0 else ""
-    return Path("runs") / f"{prepared.name}-{what}{deep}"
+    loop = f"-loop{prepared.config.loop.steps}" if prepared.config.loop.active else ""
+    return Path("runs") / f"{prepared.name}-{what}{deep}{loop}"
 
 
 def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:

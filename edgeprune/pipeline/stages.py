@@ -38,6 +38,8 @@ from edgeprune.version import VERSION
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.graph.flow import UserRules
+
 Work = Callable[[], tuple[tuple[str, ...], Json]]
 
 
@@ -94,31 +96,28 @@ def run_stage(session: Session, key: StageKey, work: Work, *, subject: str | Non
     return record
 
 
-def plan(session: Session) -> StageRecord:
-    """Choose the blocks to remove, score the units of what is left and choose which to keep; writes `plan.json`."""
+def plan(session: Session, ready: dict[str, str] | None = None) -> StageRecord:
+    """Choose the blocks to remove, score the units of what is left and choose which to keep; writes `plan.json`.
+
+    Args:
+        ready: A file of the run that holds the plan already, with its digest.
+    """
     prepared = session.prepared
     config = prepared.config.prune
     settings = {f"prune.{name}": value for name, value in config.model_dump(mode="json").items()}
     settings.pop("prune.sensitivity")  # its content counts, wherever it lies
     settings |= {"prune.align": prepared.align, "seed": prepared.config.seed}
-    key = StageKey(stage="plan", settings=settings, inputs=prepared.digests | sensitivity_digest(config))
+    key = StageKey(
+        stage="plan",
+        settings=settings,
+        inputs=prepared.digests | (sensitivity_digest(config) if ready is None else ready),
+    )
 
     def work() -> tuple[tuple[str, ...], Json]:
         from edgeprune.graph.cost import count_macs, count_params
         from edgeprune.graph.rules.custom import load_rules
 
-        data, step = training_source(prepared.workload)
-        planned = planning.make(
-            prepared.model,
-            prepared.inputs,
-            config,
-            align=prepared.align,
-            step=step,
-            data=data,
-            seed=prepared.config.seed,
-            rules=load_rules(config.rules),
-            sensitivity=planning.read_sensitivity(config),
-        )
+        planned = _planned(session, load_rules(config.rules), ready)
         planned.plan.save(session.path(rundir.PLAN))
         facts = {
             "digest": planned.plan.digest,
@@ -135,8 +134,30 @@ def plan(session: Session) -> StageRecord:
     record = run_stage(session, key, work, subject=rundir.PLAN)
     for notice in prepared.notices:
         session.notice("plan", notice)
-    _tell_rounding(session, record)
+    if ready is None:
+        _tell_rounding(session, record)
     return record
+
+
+def _planned(session: Session, rules: UserRules | None, ready: dict[str, str] | None) -> planning.Planned:
+    from edgeprune.pruning import PrunePlan
+
+    prepared = session.prepared
+    if ready is not None:
+        (name,) = ready
+        return planning.given(prepared.model, prepared.inputs, PrunePlan.load(session.path(name)), rules)
+    data, step = training_source(prepared.workload)
+    return planning.make(
+        prepared.model,
+        prepared.inputs,
+        prepared.config.prune,
+        align=prepared.align,
+        step=step,
+        data=data,
+        seed=prepared.config.seed,
+        rules=rules,
+        sensitivity=planning.read_sensitivity(prepared.config.prune),
+    )
 
 
 def baseline(session: Session) -> StageRecord | None:
@@ -252,7 +273,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
     """
     prepared = session.prepared
     config = prepared.config.finetune
-    (start,) = source.outputs
+    (start,) = (name for name in source.outputs if name.endswith(".safetensors"))
     trains = training_source(prepared.workload)[0] is not None and config.epochs > 0
     settings: Json = {"finetune.epochs": config.epochs}
     if trains:

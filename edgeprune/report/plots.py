@@ -243,7 +243,13 @@ def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int 
     for key in dict.fromkeys([*validated, *(key for key in trained if key != "loss")]):
         if key not in seen:
             plots.append((key, [key] if key in trained and key != "loss" else [], [key] if key in validated else []))
-    before = metrics.get("recalibrated") or metrics.get("reconstructed") or metrics.get("pruned") or {}
+    before = (
+        metrics.get("looped")
+        or metrics.get("recalibrated")
+        or metrics.get("reconstructed")
+        or metrics.get("pruned")
+        or {}
+    )
     figures = tuple(
         _curves(f"{name}-{index}", plot, history, (before, metrics.get("dense") or {}), best_epoch, run_mark(run))
         for index, plot in enumerate(plots[:4])
@@ -311,15 +317,17 @@ def _curve(x: list[int], y: list[float | None], text: str, look: tuple[str, str]
     }
 
 
-def reference(low: int, high: int, value: float) -> Json:
-    """Return the dotted line of the dense network's value."""
+def reference(
+    low: int, high: int, value: float | None, text: str = "dense network: %{y:.4~g}", color: str = "var(--muted)"
+) -> Json:
+    """Return a dotted line at a value, by default that of the dense network."""
     return {
         "type": "scatter",
         "mode": "lines",
         "x": [low, high],
         "y": [value, value],
-        "line": {"color": "var(--muted)", "width": 1.2, "dash": "dot"},
-        "hovertemplate": "dense network: %{y:.4~g}<extra></extra>",
+        "line": {"color": color, "width": 1.2, "dash": "dot"},
+        "hovertemplate": f"{text}<extra></extra>",
     }
 
 

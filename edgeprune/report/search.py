@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeprune.report import quantities as q
-from edgeprune.report.page import Block, Cell, Line, Page, Section, Table
-from edgeprune.report.plots import Figure, Panel, axis, label, layout, reference, run_mark
+from edgeprune.report.page import Block, Cell, Line, Page, Section, Table, Tone
+from edgeprune.report.plots import Figure, Mark, Panel, axis, label, layout, reference, run_mark
 from edgeprune.report.text import table as text_table
 from edgeprune.values import Json, lower_is_better
 
@@ -104,6 +104,80 @@ def _sensitivity_table(rows: Sequence[Json], dense: float) -> Table:
 
 def _value(point: Json) -> str:
     return q.metric(point["value"]) if point["value"] is not None else f"failed, {point['failed']}"
+
+
+STATES: dict[str, tuple[str, str]] = {"kept": run_mark(0), "rolled back": ("var(--bad)", "x")}
+
+
+def loop_section(name: str, found: Json) -> Section:
+    """Return the steps of a loop: the metric against what was removed, and a table of all that was tried."""
+    metric, steps = found["metric"], found["steps"]
+    figures = []
+    if metric is not None:
+        drawn = [step for step in steps if (step["metrics"] or {}).get(metric) is not None]
+        start = [(0.0, (found["dense"] or {}).get(metric))]
+        kept = start + [(step["level"], step["metrics"][metric]) for step in drawn if step["state"] == "kept"]
+        missed = [(step["level"], step["metrics"][metric]) for step in drawn if step["state"] == "rolled back"]
+        data = [reference(0, 1, start[0][1]), _steps(kept, "kept", "lines+markers"), _steps(missed, "rolled back")]
+        if found["floor"] is not None:
+            data.insert(0, reference(0, 1, found["floor"], f"floor: {found['floor']:g}", "var(--bad)"))
+        x = axis(f"{found['unit']} removed", range=[-0.03, max(found["goal"], 0.1) * 1.05], tickformat=".0%")
+        y = axis(label(metric, 24), tickformat="~g")
+        title = f"{metric} after each step"
+        figures.append(Figure(name=f"{name}-0", title=title, height_px=260, data=data, layout=layout(x, y, 260)))
+    legend = [Mark(label=state, color=look[0], shape=look[1]) for state, look in STATES.items()]
+    legend.append(Mark(label="dense network", color="var(--muted)", shape="line-dot"))
+    if found["floor"] is not None:
+        legend.append(Mark(label=f"floor, {found['floor']:g}", color="var(--bad)", shape="line-dot"))
+    ends = {
+        "goal": "The goal was reached.",
+        "floor": "It ended at the floor: a smaller step fell below it, too.",
+        "met": "It ended where the parameters were small enough.",
+    }
+    return Section(
+        title="The loop",
+        caption=f"Each step prunes the last good network, rebuilds and trains it; what falls below the floor is rolled "
+        f"back, and the steps become half as large. {ends[found['end']]}",
+        panel=Panel(figures=tuple(figures), legend=tuple(legend)),
+        table=_steps_table(steps, found["unit"]),
+    )
+
+
+def _steps(points: Sequence[tuple[float, float | None]], state: str, mode: str = "markers") -> Json:
+    color, shape = STATES[state]
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "x": [level for level, _ in points],
+        "y": [value for _, value in points],
+        "line": {"color": color, "width": 1.6},
+        "marker": {"symbol": shape, "size": 8, "color": color},
+        "text": [state] * len(points),
+        "hovertemplate": "%{x:.1%} removed: %{y:.4~g}, %{text}<extra></extra>",
+        "cliponaxis": False,
+    }
+
+
+def _steps_table(steps: Sequence[Json], unit: str) -> Table:
+    names = tuple(dict.fromkeys(name for step in steps for name in step["metrics"] or {}))
+    lines = []
+    for step in steps:
+        tone: Tone = "good" if step["state"] == "kept" else "bad" if step["state"] == "rolled back" else "muted"
+        counts = (q.count(step["params"]), q.macs(step["macs"])) if step.get("params") is not None else ("–", "–")
+        values = [(step["metrics"] or {}).get(name) for name in names]
+        lines.append(
+            Line(
+                head=Cell(text=str(step["number"])),
+                cells=(
+                    Cell(text=q.share(step["level"])),
+                    *(Cell(text=text) for text in counts),
+                    *(Cell(text="–" if value is None else q.metric(value, 4)) for value in values),
+                    Cell(text=step["state"], tone=tone),
+                ),
+            )
+        )
+    titles = ("Step", f"{unit[0].upper()}{unit[1:]} removed", "Params", "MACs", *names, "Outcome")
+    return Table(titles=titles, blocks=(Block(lines=tuple(lines)),), words=(0, len(titles) - 1))
 
 
 def sensitivity_text(found: Json, width: int) -> str:

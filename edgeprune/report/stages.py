@@ -93,6 +93,13 @@ def _describe_sensitivity(facts: Json) -> str:
     return f"{facts['groups']} groups, {facts['made']} networks measured{again}: {facts['metric']}"
 
 
+def _describe_loop(facts: Json) -> str:
+    parts = [f"step {facts['number']}, {facts['unit']} {facts['level']:.3g}: {facts['state']}"]
+    if facts.get("params") is not None:
+        parts.append(f"{q.count(facts['params'])} params, {q.macs(facts['macs'])}")
+    return "  ".join([*parts, *filter(None, [metrics_text(facts.get("metrics"))])])
+
+
 def metrics_text(metrics: Json | None) -> str:
     """Return named metrics in one line."""
     return "  ".join(f"{name} {q.metric(value)}" for name, value in (metrics or {}).items())
@@ -124,6 +131,7 @@ def _difference(checks: list[Json]) -> str:
 _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "plan": _describe_plan,
     "baseline": _describe_metrics,
+    "loop": _describe_loop,
     "apply": _describe_apply,
     "reconstruct": _describe_reconstruct,
     "recalibrate": _describe_metrics,

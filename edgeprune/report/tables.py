@@ -128,6 +128,7 @@ def stages(metrics: Json) -> Table:
         "pruned": "After pruning",
         "reconstructed": "After reconstruction",
         "recalibrated": "After BatchNorm recalibration",
+        "looped": "After the loop",
         "finetuned": "After fine-tuning",
     }
     known = {title: metrics[key] for key, title in steps.items() if metrics.get(key) is not None}

@@ -5,6 +5,7 @@ Owns decisions only, as functions over plain values and callables: what a networ
 
 from edgeprune.search.allocate import allocator
 from edgeprune.search.curves import Curve
+from edgeprune.search.loop import Outcome, walk
 from edgeprune.search.sensitivity import Sensitivity
 
-__all__ = ["Curve", "Sensitivity", "allocator"]
+__all__ = ["Curve", "Outcome", "Sensitivity", "allocator", "walk"]
