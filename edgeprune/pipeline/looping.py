@@ -17,7 +17,14 @@ from edgeprune.pipeline.digests import sensitivity_digest
 from edgeprune.pipeline.folders import load_state, save_state
 from edgeprune.pipeline.networks import evaluate
 from edgeprune.pipeline.stages import Session, run_stage
-from edgeprune.pipeline.tuning import recalibrated, recalibrates, reconstructed, training_source, tuned
+from edgeprune.pipeline.tuning import (
+    recalibrated,
+    recalibrates,
+    reconstructed,
+    reconstruction_source,
+    training_source,
+    tuned,
+)
 from edgeprune.rundir import StageKey, StageRecord
 from edgeprune.search.loop import End, Outcome, walk
 from edgeprune.values import Json, Notice, parse_bytes, parse_macs, worsening
@@ -124,7 +131,8 @@ class _Steps:
         rundir.remove_checkpoints(self.session.run.path)
         facts = record.facts
         self.history.append({name: facts.get(name) for name in HISTORY})
-        self.smallest = min(self.smallest, level)
+        if facts["state"] == "rolled back":
+            self.smallest = min(self.smallest, level)
         if facts["state"] == "kept":
             self.last = record
         limit = parse_bytes(config.max_size) if config.max_size is not None else None
@@ -221,15 +229,15 @@ class _Steps:
 
         prepared, config = self.session.prepared, self.session.prepared.config
         last = self._last(rules)
-        dense = prepared.model
+        whole = prepared.model
         if last is not None:
-            whole = entered(dense, prepared.inputs, split=config.prune.split_recurrent)
-            dense = grown(whole, last.graph, last.plan.keep, last.weights)
-        model = compact(dense, plan, prepared.inputs, self._graph, rules).model
+            whole = entered(whole, prepared.inputs, split=config.prune.split_recurrent)
+            whole = grown(whole, last.graph, last.plan.keep, last.weights)
+        model = compact(whole, plan, prepared.inputs, self._graph, rules).model
         solved = False
         if config.reconstruct.samples > 0:
             model, found = reconstructed(
-                prepared.workload, model, prepared.model, plan, prepared.inputs, config.reconstruct, rules=rules,
+                prepared.workload, model, self._target(whole), plan, prepared.inputs, config.reconstruct, rules=rules,
                 listen=self.session.listen,
             )  # fmt: skip
             solved = found["improved"]
@@ -251,6 +259,16 @@ class _Steps:
         if before is None or after is None or worsening(str(self.metric), *_values(self.metric, before, after)) <= 0:
             return result.model, before, after
         return model, before, before  # training that does not help is not kept
+
+    def _target(self, whole: nn.Module) -> nn.Module:
+        """Return the network whose layers the next one is to repeat: the last good one, which training improved.
+
+        `whole` says what that one does unless statistics over channels count those that are gone, too; nor do inputs
+        made up from statistics fit it.
+        """
+        prepared = self.session.prepared
+        clean = self._graph is not None and not self._graph.statistics
+        return whole if clean and reconstruction_source(prepared.workload)[0] is not None else prepared.model
 
 
 HISTORY = ("number", "level", "state", "plan", "params", "macs", "pruned", "metrics")

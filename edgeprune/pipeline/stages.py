@@ -31,8 +31,9 @@ from edgeprune.pipeline.tuning import (
     tuned,
     tuning_notice,
 )
+from edgeprune.report.stages import metrics_text
 from edgeprune.rundir import RunDirectory, StageKey, StageRecord
-from edgeprune.values import Artifact, Json, Notice, finite
+from edgeprune.values import Artifact, Json, Notice, finite, worsening
 from edgeprune.version import VERSION
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
         ignored = ("checkpoint_every_s", "recalibrate_batches")
         settings = {f"finetune.{k}": v for k, v in config.model_dump(mode="json").items() if k not in ignored}
         settings["seed"] = prepared.config.seed
+        settings |= {"loop": True} if prepared.config.loop.active else {}
     key = StageKey(stage="finetune", settings=settings, inputs=prepared.digests | {start: source.outputs[start]})
     checkpoint = session.path(f"{rundir.CHECKPOINT}{key.digest()[:12]}")
     told = tuning_notice(prepared.workload, config.epochs)
@@ -302,12 +304,18 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
             seed=prepared.config.seed,
             listen=session.listen,
         )
-        save_state(session.path(rundir.FINETUNED), result.model.state_dict())
         history = history_rows(result)
         rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(finite(history), indent=1) + "\n")
-        metrics = evaluate(prepared.workload, result.model)
-        facts = {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
-        return outputs, facts | {"notices": [notice.as_dict() for notice in result.notices]}
+        metrics, notices = evaluate(prepared.workload, result.model), result.notices
+        facts: Json = {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
+        if prepared.config.loop.active and _worse(config.metric, source.facts["metrics"], metrics):
+            rundir.write_atomic(session.path(rundir.FINETUNED), session.path(start).read_bytes())
+            text = f"training after the loop made the metric worse ({metrics_text(metrics)}): it was undone"
+            notices = (*notices, Notice(code="undone", text=text, fix="-s finetune.lr=... smaller"))
+            facts |= {"metrics": source.facts["metrics"], "best_epoch": None}
+        else:
+            save_state(session.path(rundir.FINETUNED), result.model.state_dict())
+        return outputs, facts | {"notices": [notice.as_dict() for notice in notices]}
 
     rundir.remove_checkpoints(session.run.path, checkpoint)
     if not trains or session.run.reusable(key) is not None:
@@ -316,6 +324,14 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
     rundir.remove_checkpoints(session.run.path)
     session.notices_of("finetune", record)
     return record
+
+
+def _worse(metric: str | None, before: Json | None, after: Json | None) -> bool:
+    """Return whether the leading metric fell, so that a network that kept to a floor may no longer do."""
+    if before is None or after is None:
+        return False
+    name = metric or next(iter(before))
+    return not worsening(name, before[name], after[name]) <= 0
 
 
 def export(session: Session, role: str, form: str, final: StageRecord) -> StageRecord:
