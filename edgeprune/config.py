@@ -35,6 +35,7 @@ class PruneConfig(Section):
     `output` says what may come out: `eager` the user's own module only, `graph` recorded calls, `auto` the first of
     them that is right. `split_recurrent` gives every layer and direction of an LSTM, GRU or RNN a width of its own.
     `sensitivity` is a file of `edgeprune sensitivity`: every group gets its own ratio, so that they cost the least.
+    `strategy` is `layerwise` where groups are pruned one after the other, as the section `layerwise` says.
     """
 
     ratio: Ratio = 0.5
@@ -52,6 +53,22 @@ class PruneConfig(Section):
     batches: int = Field(8, ge=1, description="batches of train_data for data-driven criteria")
     rules: tuple[str, ...] = ()
     sensitivity: str | None = None
+    strategy: Literal["at_once", "layerwise"] = "at_once"
+
+
+class LayerwiseConfig(Section):
+    """How groups are pruned one after the other with `prune.strategy = "layerwise"`, each by `prune.ratio`.
+
+    `order` says which comes first: what costs least alone (`sensitivity`), what is largest (`size` in parameters, or
+    `macs`), or what comes first or last in the network. A group that worsens the metric by more than `allowance` is
+    rolled back, and half of its ratio tried, `halvings` times. `reconstruct` solves for the weights that are left
+    before each look, where there are inputs.
+    """
+
+    order: Literal["sensitivity", "size", "macs", "forward", "backward"] = "macs"
+    allowance: float = Field(0.01, ge=0)
+    halvings: int = Field(1, ge=0)
+    reconstruct: bool = True
 
 
 class SensitivityConfig(Section):
@@ -155,6 +172,7 @@ class RunConfig(Section):
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
+    layerwise: LayerwiseConfig = LayerwiseConfig()
 
     def to_toml(self) -> str:
         """Return the settings as TOML; unset values are left out, as TOML has no null."""

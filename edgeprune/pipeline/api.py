@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeprune.config import BenchConfig, FinetuneConfig, PruneConfig, RunConfig
+from edgeprune.config import BenchConfig, FinetuneConfig, RunConfig
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline.compress import RunResult
 from edgeprune.pipeline.compress import compress as run_compress
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.bench import Comparison, Measurement
+    from edgeprune.graph.flow import UserRules
     from edgeprune.graph.rules.custom import Entry
+    from edgeprune.pipeline.layerwise import Layerwise
     from edgeprune.pruning import PrunePlan
     from edgeprune.search import Sensitivity
 
@@ -52,6 +54,8 @@ def plan(
     seed: int = 0,
     rules: Sequence[Entry] = (),
     sensitivity: Sensitivity | str | Path | None = None,
+    layerwise: Mapping[str, Any] | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> PrunePlan:
     """Choose which residual blocks to remove, and which channels of every group to keep.
 
@@ -68,6 +72,9 @@ def plan(
         batches: How many batches of `data` the criterion and the choice of blocks see.
         rules: Rules for operators that edgeprune does not know, as in `edgeprune.rules`; `apply` needs the same.
         sensitivity: From `sensitivity()`, or its file: every group gets its own ratio, so that they cost the least.
+        layerwise: Prune one group after the other, with these settings of the section `layerwise`, such as
+            `{"allowance": 0.005}`.
+        evaluate: Returns named metrics, for `layerwise`; without it the error of the outputs on `data` counts.
 
     Raises:
         ConfigError: An argument is out of range, a rule cannot be found, or the criterion needs what was not given.
@@ -77,6 +84,7 @@ def plan(
     from edgeprune.config import validate
     from edgeprune.graph.rules.custom import load_rules, reference
     from edgeprune.pipeline.planning import make
+    from edgeprune.pipeline.prepare import check_strategy
 
     section = {"ratio": ratio, "criterion": criterion, "scope": scope, "align": align, "keep": tuple(keep)}
     section |= {
@@ -87,20 +95,50 @@ def plan(
         "blocks": tuple(blocks),
     }
     section |= {"rules": tuple(map(reference, rules))}
-    config: PruneConfig = validate({"prune": section}, "plan()").prune
+    section |= {"strategy": "at_once" if layerwise is None else "layerwise"}
+    whole = validate({"prune": section, "seed": seed, "layerwise": dict(layerwise or {})}, "plan()")
     source = None if data is None else (lambda: _iterate(data))
+    trying = None
+    if layerwise is not None:
+        check_strategy(whole, measured=sensitivity is not None)
+        trying = _layerwise(model, as_inputs(inputs), whole, evaluate, source, load_rules(rules))
     made = make(
         model,
         as_inputs(inputs),
-        config,
+        whole.prune,
         align=align,
         step=step,
         data=source,
         seed=seed,
         rules=load_rules(rules),
         sensitivity=_sensitivity(sensitivity),
+        layerwise=trying,
     )
     return made.plan
+
+
+def _layerwise(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    config: RunConfig,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None,
+    source: Callable[[], Iterable[Any]] | None,
+    rules: UserRules,
+) -> Layerwise:
+    from edgeprune.pipeline.layerwise import Layerwise
+    from edgeprune.pipeline.trials import Subject, Trials, yardstick
+
+    subject = Subject(
+        model=model,
+        inputs=inputs,
+        yardstick=yardstick(evaluate, source, model, metric=None, samples=config.reconstruct.samples, source="plan()"),
+        data=source,
+        rules=rules,
+        seed=config.seed,
+        reconstruct=config.reconstruct if config.layerwise.reconstruct else None,
+    )
+    trials = Trials(subject=subject)
+    return Layerwise(config=config.layerwise, metric=trials.dense()[0], measure=trials.of)
 
 
 def sensitivity(
@@ -134,8 +172,8 @@ def sensitivity(
     from edgeprune.config import validate
     from edgeprune.graph.rules.custom import load_rules, reference
     from edgeprune.pipeline.digests import inputs_digest, state_digest
-    from edgeprune.pipeline.sensitivity import study, trial_key
-    from edgeprune.pipeline.trials import Subject, Trials, yardstick
+    from edgeprune.pipeline.sensitivity import study
+    from edgeprune.pipeline.trials import Subject, Trials, trial_key, yardstick
 
     rules, seed = settings.pop("rules", ()), settings.pop("seed", 0)
     step = settings.pop("step", None)

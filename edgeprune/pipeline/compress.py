@@ -222,6 +222,7 @@ def _gather(
         "stages": session.stages,
         "sensitivity": _sensitivity(prepared.config),
         "loop": looped,
+        "layerwise": planned.facts.get("layerwise"),
     }
     plain: Json = finite(result)
     plain["verdict"] = judge(plain, prepared.config)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.config import PruneConfig
+from edgeprune.config import PruneConfig, RunConfig
 from edgeprune.errors import ModelError
+from edgeprune.pipeline.layerwise import Layerwise, search
 from edgeprune.values import Json
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class Last:
 class Planned:
     """A plan, the channel groups that it speaks of, and one row for every block that was considered.
 
-    `graph` is that of the network without the plan's blocks.
+    `graph` is that of the network without the plan's blocks. `layerwise` holds what was tried where groups were
+    pruned one after the other.
     """
 
     plan: PrunePlan
     graph: ChannelGraph
     blocks: list[Json]
+    layerwise: Json | None = None
 
 
 def make(
@@ -59,6 +62,7 @@ def make(
     rules: UserRules | None = None,
     sensitivity: Sensitivity | None = None,
     last: Last | None = None,
+    layerwise: Layerwise | None = None,
 ) -> Planned:
     """Choose the blocks and the units of a network that go.
 
@@ -66,6 +70,7 @@ def make(
         rules: The user's rules for operators.
         sensitivity: What every group costs alone: ratios are chosen so that the losses add up to the least.
         last: An earlier plan for the same network, whose blocks stay gone and whose units alone may be kept.
+        layerwise: Prune one group after the other in this way, instead of all at once.
         step: Returns the loss of a batch, for criteria with gradients.
         data: Batches of the user; `config.batches` of them are seen, and only where a setting needs them.
 
@@ -79,6 +84,7 @@ def make(
     from edgeprune.graph.cost import count_macs
     from edgeprune.pruning import make_plan, score
     from edgeprune.pruning.blocks import choose
+    from edgeprune.pruning.select import hold
     from edgeprune.workload import as_inputs
 
     inputs = as_inputs(inputs)
@@ -106,20 +112,41 @@ def make(
         dense_macs = count_macs(model, inputs)
     graph = last.graph if last is not None else analyse(shallow, inputs, config.output, rules)
     scores = score(shallow, graph, config.criterion, inputs=inputs, train_step=step, batches=batches, seed=seed)
-    plan = make_plan(
-        graph,
-        scores,
-        config,
-        align=align,
-        model=shallow,
-        inputs=inputs,
-        blocks=names,
-        protected=protected,
-        dense_macs=dense_macs,
-        allocate=allocation(graph, config, sensitivity, shallow, inputs, blocks=protected),
-        within=None if last is None else {name: group.keep for name, group in last.plan.groups.items()},
-    )
-    return Planned(plan=plan, graph=graph, blocks=rows)
+    share = None if layerwise is not None else sensitivity
+
+    def planned(settings: PruneConfig) -> PrunePlan:
+        return make_plan(
+            graph,
+            scores,
+            settings,
+            align=align,
+            model=shallow,
+            inputs=inputs,
+            blocks=names,
+            protected=protected,
+            dense_macs=dense_macs,
+            allocate=allocation(graph, settings, share, shallow, inputs, blocks=protected),
+            within=None if last is None else {name: group.keep for name, group in last.plan.groups.items()},
+        )
+
+    if layerwise is None:
+        return Planned(plan=planned(config), graph=graph, blocks=rows)
+    held = hold(graph, config.keep, protected)
+    if not held.free:
+        planned(config)
+    if sensitivity is not None:
+        sensitivity.check_fits({group.name: group.size for group in graph.groups}, gone=bool(protected))
+    plan, journal = search(layerwise, held, config, sensitivity, planned)
+    return Planned(plan=plan, graph=graph, blocks=rows, layerwise=journal)
+
+
+def layerwise_settings(config: RunConfig) -> Json:
+    """Return the settings that a plan depends on where groups are pruned one after the other, by their dotted names."""
+    if config.prune.strategy != "layerwise":
+        return {}
+    found = {f"layerwise.{name}": value for name, value in config.layerwise.model_dump(mode="json").items()}
+    found |= {f"reconstruct.{name}": value for name, value in config.reconstruct.model_dump(mode="json").items()}
+    return found | {"finetune.metric": config.finetune.metric}
 
 
 def read_sensitivity(config: PruneConfig) -> Sensitivity | None:

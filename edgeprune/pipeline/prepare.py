@@ -201,12 +201,37 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
             where=workload.source,
             fix="add train_step and train_data, or  -s prune.criterion=l2",
         )
+    check_strategy(config, measured=config.prune.sensitivity is not None)
     scored = workload.evaluate or (workload.test_data and workload.evaluate_outputs)
     if config.max_drop is not None and not scored:
         raise ConfigError(
             f"max_drop = {config.max_drop} needs a metric, and {workload.source} has none",
             where=workload.source,
             fix="add  def evaluate(model): ...",
+        )
+
+
+def check_strategy(config: RunConfig, *, measured: bool) -> None:
+    """Check that the settings of layer-wise pruning fit the others.
+
+    Args:
+        measured: There is a sensitivity.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if config.prune.strategy != "layerwise":
+        return
+    for key, clashes in (("prune.max_macs", config.prune.max_macs is not None), ("loop.steps", config.loop.active)):
+        if clashes:
+            raise ConfigError(
+                f"prune.strategy = 'layerwise' and {key} exclude each other",
+                fix="-s prune.strategy=at_once, or leave the other out",
+            )
+    if config.layerwise.order == "sensitivity" and not measured:
+        raise ConfigError(
+            "layerwise.order = 'sensitivity' needs a sensitivity",
+            fix="edgeprune sensitivity WORKLOAD, then --sensitivity sensitivity",
         )
 
 

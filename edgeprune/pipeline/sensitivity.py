@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,8 @@ from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import open_network
 from edgeprune.pipeline.networks import evaluate
 from edgeprune.pipeline.prepare import check_criterion, check_functions, check_settings
-from edgeprune.pipeline.trials import Subject, Trials, yardstick
+from edgeprune.pipeline.trials import FILE as TRIALS
+from edgeprune.pipeline.trials import Subject, Trials, trial_key, yardstick
 from edgeprune.pipeline.tuning import reconstruction_source, training_source
 from edgeprune.search.sensitivity import FILE, Sensitivity
 from edgeprune.targets import find_target
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from edgeprune.pruning import PrunePlan
     from edgeprune.pruning.criteria import Scores
 
-TRIALS = "trials.jsonl"
 PAGE = "sensitivity.html"
 
 
@@ -101,20 +100,6 @@ def sensitivity(config: RunConfig, *, listen: Listener) -> Json:
     return {"folder": str(folder), "workload": config.workload, **finite(found.as_dict())}
 
 
-def trial_key(config: RunConfig, subject: Subject, digests: dict[str, str]) -> str:
-    """Return what the value of a plan depends on beside the plan itself."""
-    settings: Json = {
-        "seed": config.seed,
-        "source": subject.yardstick.source,
-        "metric": subject.yardstick.metric,
-        "samples": config.reconstruct.samples,
-        "output": config.prune.output,
-        "split_recurrent": config.prune.split_recurrent,
-        "reconstruct": subject.reconstruct.model_dump(mode="json") if subject.reconstruct is not None else None,
-    }
-    return rundir.StageKey(stage="trial", settings=settings, inputs=digests).digest()
-
-
 def study(
     trials: Trials,
     config: RunConfig,
@@ -181,7 +166,7 @@ def _cells(subject: Subject, config: RunConfig, align: int, step: Any, source: A
     from edgeprune.compact import analyse
     from edgeprune.compact.plans import prepared
     from edgeprune.pruning import score
-    from edgeprune.pruning.select import hold
+    from edgeprune.pruning.select import hold, together
 
     model = prepared(subject.model, subject.inputs, split=config.prune.split_recurrent)
     graph = analyse(model, subject.inputs, config.prune.output, subject.rules)
@@ -203,22 +188,12 @@ def _cells(subject: Subject, config: RunConfig, align: int, step: Any, source: A
         )
     alone = partial(_alone, graph, scores, config.prune, align, model, subject.inputs)
     ratios = sorted(set(config.sensitivity.ratios))
-    cells = [Cell(names=names, ratio=ratio, plan=alone(names, ratio)) for names in sets(graph) for ratio in ratios]
+    cells = [Cell(names=names, ratio=ratio, plan=alone(names, ratio)) for names in together(graph) for ratio in ratios]
     if all(cell.plan is None for cell in cells):
         reasons = "; ".join(f"{group.name}: {group.pinned}" for group in graph.groups if group.pinned is not None)
         fix = f"pinned: {reasons}" if not graph.free else "-s prune.align=1"
         raise NothingToPrune("no group can be pruned alone", fix=fix)
     return graph, cells
-
-
-def sets(graph: ChannelGraph) -> Iterator[tuple[str, ...]]:
-    """Yield the groups that planning takes units from: linked ones together, others alone, in their order."""
-    from edgeprune.pruning.select import active
-
-    names = active(graph)
-    linked = {name: tuple(n for n in row if n in names) for row in graph.links for name in row}
-    found = [linked.get(group.name, (group.name,)) for group in graph.free if group.name in names and group.size > 1]
-    yield from dict.fromkeys(found)
 
 
 def _alone(

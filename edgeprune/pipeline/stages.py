@@ -22,6 +22,8 @@ from edgeprune.pipeline.folders import load_state, save_state
 from edgeprune.pipeline.measuring import bench_progress
 from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
 from edgeprune.pipeline.prepare import Prepared
+from edgeprune.pipeline.trials import FILE as TRIALS
+from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
     history_rows,
     recalibrated,
@@ -125,6 +127,7 @@ def plan(session: Session, ready: dict[str, str] | None = None) -> StageRecord:
             "align": prepared.align,
             "groups": describe_groups(planned.graph, planned.plan),
             "blocks": planned.blocks,
+            "layerwise": planned.layerwise,
             "params": count_params(prepared.model),
             "macs": count_macs(prepared.model, prepared.inputs),
         }
@@ -135,7 +138,7 @@ def plan(session: Session, ready: dict[str, str] | None = None) -> StageRecord:
     record = run_stage(session, key, work, subject=rundir.PLAN)
     for notice in prepared.notices:
         session.notice("plan", notice)
-    if ready is None:
+    if ready is None and config.strategy == "at_once":
         _tell_rounding(session, record)
     return record
 
@@ -158,6 +161,15 @@ def _planned(session: Session, rules: UserRules | None, ready: dict[str, str] | 
         seed=prepared.config.seed,
         rules=rules,
         sensitivity=planning.read_sensitivity(prepared.config.prune),
+        layerwise=layerwise_of(
+            prepared.config,
+            prepared.workload,
+            prepared.model,
+            prepared.inputs,
+            prepared.digests,
+            session.path(TRIALS),
+            session.listen,
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
 from edgeprune.pipeline.prepare import check_criterion, check_format_packages, check_functions, check_settings
+from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
     history_rows,
     recalibrated,
@@ -118,6 +119,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
             planned = planning.make(
                 model, inputs, config.prune, align=align, step=step, data=data, seed=config.seed, rules=rules,
                 sensitivity=measured,
+                layerwise=layerwise_of(config, workload, model, inputs, {}, None, listen),
             )  # fmt: skip
     else:
         planned = planning.given(model, inputs, chosen, rules)
@@ -139,6 +141,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
         **compacted.facts(),
         "groups": groups,
         "blocks": planned.blocks,
+        "layerwise": planned.layerwise,
         "no_program": reason,
     }
 

@@ -15,19 +15,25 @@ from typing import TYPE_CHECKING, Any
 from edgeprune import rundir
 from edgeprune.errors import ConfigError, ModelError, VerificationError
 from edgeprune.pipeline.digests import seeded
-from edgeprune.pipeline.events import ignore
-from edgeprune.pipeline.tuning import reconstructed_on
+from edgeprune.pipeline.events import Listener, ignore
+from edgeprune.pipeline.layerwise import Layerwise
+from edgeprune.pipeline.networks import evaluate
+from edgeprune.pipeline.planning import given
+from edgeprune.pipeline.tuning import reconstructed_on, reconstruction_source
 from edgeprune.search.sensitivity import Source
 from edgeprune.values import Json, worsening
+from edgeprune.workload import Workload
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from edgeprune.config import ReconstructConfig
+    from edgeprune.config import ReconstructConfig, RunConfig
+    from edgeprune.graph import ChannelGraph
     from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import PrunePlan
 
+FILE = "trials.jsonl"
 OUTPUT_ERROR = "output_error"
 DENSE = "dense"
 Evaluate = Callable[["nn.Module"], dict[str, float]]
@@ -69,17 +75,19 @@ class Subject:
     seed: int
     reconstruct: ReconstructConfig | None = None
 
-    def network(self, plan: PrunePlan) -> nn.Module:
-        """Return the verified network that a plan leaves, reconstructed where that is asked for."""
+    def network(self, plan: PrunePlan, graph: ChannelGraph) -> nn.Module:
+        """Return the verified network that a plan leaves, reconstructed where that is asked for.
+
+        Args:
+            graph: The channel groups that the plan speaks of.
+        """
         from edgeprune.compact import apply as compact
 
-        small = compact(self.model, plan, self.inputs, rules=self.rules).model
+        small = compact(self.model, plan, self.inputs, graph, self.rules).model
         if self.reconstruct is None or self.data is None or self.reconstruct.samples == 0:
             return small
-        batches = self.data()
-        return reconstructed_on(
-            batches, small, self.model, plan, self.inputs, self.reconstruct, self.rules, ignore
-        ).model
+        found = self.data()
+        return reconstructed_on(found, small, self.model, plan, self.inputs, self.reconstruct, self.rules, ignore).model
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +100,7 @@ class Trials:
     reused: int = 0
     made: int = 0
     _known: dict[str, Json] = field(default_factory=dict)
+    _graphs: dict[tuple[str, ...], ChannelGraph] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.path is not None:
@@ -112,9 +121,16 @@ class Trials:
     def of(self, plan: PrunePlan) -> Json:
         """Return a row with `value` and `loss` of the network that a plan leaves, or why it `failed`."""
         metric, dense = self.dense()
-        row = self._of(plan.digest, lambda: self.subject.network(plan))
+        row = self._of(plan.digest, lambda: self.subject.network(plan, self._graph(plan)))
         lost = None if row["value"] is None else worsening(metric, dense, row["value"])
         return {"value": row["value"], "loss": lost, "failed": row["failed"]}
+
+    def _graph(self, plan: PrunePlan) -> ChannelGraph:
+        """Return the channel groups of the network without a plan's blocks, found once."""
+        if plan.blocks not in self._graphs:
+            subject = self.subject
+            self._graphs[plan.blocks] = given(subject.model, subject.inputs, plan, subject.rules).graph
+        return self._graphs[plan.blocks]
 
     def _of(self, name: str, network: Callable[[], nn.Module]) -> Json:
         if name in self._known:
@@ -140,8 +156,60 @@ class Trials:
         return {"metric": metric, "value": value, "failed": None}
 
 
+def trial_key(config: RunConfig, subject: Subject, digests: dict[str, str]) -> str:
+    """Return what the value of a plan depends on beside the plan itself."""
+    settings: Json = {
+        "seed": config.seed,
+        "source": subject.yardstick.source,
+        "metric": subject.yardstick.metric,
+        "samples": config.reconstruct.samples,
+        "output": config.prune.output,
+        "split_recurrent": config.prune.split_recurrent,
+        "reconstruct": subject.reconstruct.model_dump(mode="json") if subject.reconstruct is not None else None,
+    }
+    return rundir.StageKey(stage="trial", settings=settings, inputs=digests).digest()
+
+
+def layerwise_of(
+    config: RunConfig,
+    workload: Workload,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    digests: dict[str, str],
+    path: Path | None,
+    listen: Listener,
+) -> Layerwise | None:
+    """Return how a workload's groups are tried one after the other; None where all are pruned at once.
+
+    Args:
+        path: Remembers what was measured.
+
+    Raises:
+        ConfigError: There is neither a metric nor data.
+    """
+    if config.prune.strategy != "layerwise":
+        return None
+    from edgeprune.graph.rules.custom import load_rules
+
+    data, _ = reconstruction_source(workload)
+    own = (lambda network: evaluate(workload, network) or {}) if workload.evaluate is not None else None
+    subject = Subject(
+        model=model,
+        inputs=inputs,
+        yardstick=yardstick(
+            own, data, model, metric=config.finetune.metric, samples=config.reconstruct.samples, source=workload.source
+        ),
+        data=data,
+        rules=load_rules(config.prune.rules),
+        seed=config.seed,
+        reconstruct=config.reconstruct if config.layerwise.reconstruct else None,
+    )
+    trials = Trials(subject=subject, path=path, key=trial_key(config, subject, digests))
+    return Layerwise(config=config.layerwise, metric=trials.dense()[0], measure=trials.of, listen=listen)
+
+
 def yardstick(
-    evaluate: Evaluate | None,
+    own: Evaluate | None,
     data: Data | None,
     dense: nn.Module,
     *,
@@ -152,6 +220,7 @@ def yardstick(
     """Return how networks are measured: by the user's metric, else by the error of their outputs on data.
 
     Args:
+        own: The user's metrics of a network.
         metric: The metric that decides, by default the first one.
         samples: On how many samples outputs are compared.
         source: Where functions are missing, for messages.
@@ -159,8 +228,8 @@ def yardstick(
     Raises:
         ConfigError: There is neither a metric nor data.
     """
-    if evaluate is not None:
-        return Yardstick(metric=metric, source="evaluate", measure=evaluate)
+    if own is not None:
+        return Yardstick(metric=metric, source="evaluate", measure=own)
     if data is None:
         raise ConfigError(
             f"{source} has neither evaluate nor data, so nothing tells what pruning costs",

@@ -164,6 +164,14 @@ def active(graph: ChannelGraph, named: Iterable[str] = ()) -> set[str]:
     return {group.name for group in graph.free} - (resting(graph) - set(named))
 
 
+def together(graph: ChannelGraph) -> list[tuple[str, ...]]:
+    """Return the groups that planning takes units from: linked ones in one set, others alone, in their order."""
+    names = active(graph)
+    linked = {name: tuple(n for n in row if n in names) for row in graph.links for name in row}
+    moving = [group.name for group in graph.free if group.name in names and group.size > 1]
+    return list(dict.fromkeys(linked.get(name, (name,)) for name in moving))
+
+
 def _choose(
     graph: ChannelGraph,
     scores: Scores,

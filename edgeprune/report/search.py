@@ -143,6 +143,43 @@ def loop_section(name: str, found: Json) -> Section:
     )
 
 
+def layerwise_section(name: str, found: Json) -> Section:
+    """Return what pruning group after group came to: the metric after each trial, and a table of the trials."""
+    metric, trials = found["metric"], found["trials"]
+    lines = []
+    for trial in trials:
+        tone: Tone = {"kept": "good", "rolled back": "bad"}.get(trial["state"], "muted")  # type: ignore[assignment]
+        value = trial["failed"] or ("–" if trial["value"] is None else q.metric(trial["value"], 4))
+        cost = "–" if trial["cost"] is None else f"{trial['cost']:+.4g}"
+        cells = (Cell(text=q.share(trial["ratio"])), Cell(text=value), Cell(text=cost))
+        state = Cell(text=trial["state"], tone=tone)
+        lines.append(Line(head=Cell(text=", ".join(trial["names"])), cells=(*cells, state)))
+    numbered = [(float(number), trial) for number, trial in enumerate(trials, 1) if trial["value"] is not None]
+    data = [
+        _steps([(number, trial["value"]) for number, trial in numbered if trial["state"] == state], state, mode)
+        | {"hovertemplate": "trial %{x:.0f}: %{y:.4~g}, %{text}<extra></extra>"}
+        for state, mode in (("kept", "lines+markers"), ("rolled back", "markers"))
+    ]
+    x = axis("trial", dtick=max(len(trials) // 10, 1), tick0=0)
+    y = axis(label(metric, 24), tickformat="~g")
+    figure = Figure(
+        name=f"{name}-0", title=f"{metric} after each trial", height_px=230, data=data, layout=layout(x, y, 230)
+    )
+    how = "after reconstruction" if found["reconstruct"] else "without reconstruction or training"
+    return Section(
+        title="Layer by layer",
+        caption=f"Groups are pruned one after the other, by {found['order']}; {metric} is taken {how}. What costs more "
+        f"than {found['allowance']:g} is rolled back, and half of it tried.",
+        panel=Panel(
+            figures=(figure,) if numbered else (),
+            legend=tuple(Mark(label=state, color=look[0], shape=look[1]) for state, look in STATES.items()),
+        ),
+        table=Table(
+            titles=("Group", "Ratio", metric, "Cost", "Outcome"), blocks=(Block(lines=tuple(lines)),), words=(0, 4)
+        ),
+    )
+
+
 def _steps(points: Sequence[tuple[float, float | None]], state: str, mode: str = "markers") -> Json:
     color, shape = STATES[state]
     return {

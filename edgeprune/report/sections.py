@@ -12,7 +12,7 @@ from edgeprune.report import quantities as q
 from edgeprune.report.lanes import latency_samples
 from edgeprune.report.page import Bar, KeyFigure, Page, Run, Section
 from edgeprune.report.rows import Place, Row, metric_names, place_of, rows_of
-from edgeprune.report.search import loop_section, sensitivity_section
+from edgeprune.report.search import layerwise_section, loop_section, sensitivity_section
 from edgeprune.report.stages import output_lines
 from edgeprune.values import Json, lower_is_better
 
@@ -76,6 +76,8 @@ def _searched(name: str, result: Json) -> Iterator[Section]:
     """Yield what led to the plan, where more than a criterion did."""
     if result.get("sensitivity"):
         yield sensitivity_section(f"{name}-sensitivity", result["sensitivity"])
+    if result.get("layerwise"):
+        yield layerwise_section(f"{name}-layerwise", result["layerwise"])
     if result.get("loop"):
         yield loop_section(f"{name}-loop", result["loop"])
 

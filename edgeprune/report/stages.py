@@ -27,6 +27,9 @@ def _describe_plan(facts: Json) -> str:
     after = sum(group["channels_after"] for group in free)
     removed = f" ({q.share(1 - after / before)} removed)" if before else ""
     text = f"{len(free)} of {len(groups)} groups, {before} -> {after} channels{removed}, align {facts['align']}"
+    if facts.get("layerwise"):
+        states = [trial["state"] for trial in facts["layerwise"]["trials"]]
+        text += f", {states.count('kept')} of {len(states)} trials kept"
     gone = [row["name"] for row in facts.get("blocks") or () if row["removed"]]
     return f"without {', '.join(gone)}; {text}" if gone else text
 
