@@ -110,6 +110,7 @@ def plan(session: Session, ready: dict[str, str] | None = None) -> StageRecord:
     settings = {f"prune.{name}": value for name, value in config.model_dump(mode="json").items()}
     settings.pop("prune.sensitivity")  # its content counts, wherever it lies
     settings |= {"prune.align": prepared.align, "seed": prepared.config.seed}
+    settings |= planning.layerwise_settings(prepared.config)
     key = StageKey(
         stage="plan",
         settings=settings,
