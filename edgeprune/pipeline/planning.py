@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.config import PruneConfig, RunConfig
@@ -78,40 +78,19 @@ def make(
         NothingToPrune: Every group is pinned, or no block can go though some were asked for.
         ConfigError: The settings do not fit the network.
     """
-    from edgeprune.compact import analyse, grown, remove_blocks
-    from edgeprune.compact.depth import removable
+    from edgeprune.compact import analyse
     from edgeprune.compact.plans import prepared
-    from edgeprune.graph.cost import count_macs
     from edgeprune.pruning import make_plan, score
-    from edgeprune.pruning.blocks import choose
     from edgeprune.pruning.select import hold
     from edgeprune.workload import as_inputs
 
     inputs = as_inputs(inputs)
     model = prepared(model, inputs, split=config.split_recurrent)
-    deep = config.depth > 0 or bool(config.blocks)
-    wanted = data is not None and (deep or config.criterion in GRADIENT_CRITERIA)
+    wanted = data is not None and (_deep(config) or config.criterion in GRADIENT_CRITERIA)
     batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
-    shallow, dense_macs = model, None
-    names: tuple[str, ...] = ()
-    rows: list[Json] = []
-    protected: list[str] = []
-    if last is not None:
-        model, names = grown(model, last.graph, last.plan.keep, last.weights), last.plan.blocks
-        protected = (
-            [name for block in removable(model, inputs) for name in (block.name, *block.tensors)] if deep else []
-        )
-        shallow = remove_blocks(model, names, inputs) if names else model
-        dense_macs = count_macs(model, inputs)
-    elif deep:
-        blocks, change = weighed(model, inputs, config, batches)
-        names = choose(blocks, change, config)
-        rows = [_row(block, change[block.name], removed=block.name in names) for block in blocks]
-        protected = [name for block in blocks for name in (block.name, *block.tensors)]
-        shallow = remove_blocks(model, names, inputs)
-        dense_macs = count_macs(model, inputs)
-    graph = last.graph if last is not None else analyse(shallow, inputs, config.output, rules)
-    scores = score(shallow, graph, config.criterion, inputs=inputs, train_step=step, batches=batches, seed=seed)
+    start = _start(model, inputs, config, batches, last)
+    graph = last.graph if last is not None else analyse(start.model, inputs, config.output, rules)
+    scores = score(start.model, graph, config.criterion, inputs=inputs, train_step=step, batches=batches, seed=seed)
     share = None if layerwise is not None else sensitivity
 
     def planned(settings: PruneConfig) -> PrunePlan:
@@ -120,24 +99,75 @@ def make(
             scores,
             settings,
             align=align,
-            model=shallow,
+            model=start.model,
             inputs=inputs,
-            blocks=names,
-            protected=protected,
-            dense_macs=dense_macs,
-            allocate=allocation(graph, settings, share, shallow, inputs, blocks=protected),
+            blocks=start.blocks,
+            protected=start.protected,
+            dense_macs=start.dense_macs,
+            allocate=allocation(graph, settings, share, start.model, inputs, blocks=start.protected),
             within=None if last is None else {name: group.keep for name, group in last.plan.groups.items()},
         )
 
     if layerwise is None:
-        return Planned(plan=planned(config), graph=graph, blocks=rows)
-    held = hold(graph, config.keep, protected)
+        return Planned(plan=planned(config), graph=graph, blocks=start.rows)
+    held = hold(graph, config.keep, start.protected)
     if not held.free:
         planned(config)
     if sensitivity is not None:
-        sensitivity.check_fits({group.name: group.size for group in graph.groups}, gone=bool(protected))
+        sensitivity.check_fits({group.name: group.size for group in graph.groups}, gone=bool(start.protected))
     plan, journal = search(layerwise, held, config, sensitivity, planned)
-    return Planned(plan=plan, graph=graph, blocks=rows, layerwise=journal)
+    return Planned(plan=plan, graph=graph, blocks=start.rows, layerwise=journal)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """The network whose channels are planned, and the blocks that it is without.
+
+    `rows` describe all blocks; `protected` names them and their tensors. `dense_macs` is what the network with them
+    needs, None where none is gone.
+    """
+
+    model: nn.Module
+    blocks: tuple[str, ...] = ()
+    rows: list[Json] = field(default_factory=list)
+    protected: tuple[str, ...] = ()
+    dense_macs: int | None = None
+
+
+def _start(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    config: PruneConfig,
+    batches: list[Any] | None,
+    last: Last | None,
+) -> _Start:
+    """Choose the blocks that go, or take them and the weights over from an earlier plan."""
+    from edgeprune.compact import grown, remove_blocks
+    from edgeprune.compact.depth import removable
+    from edgeprune.graph.cost import count_macs
+    from edgeprune.pruning.blocks import choose
+
+    if last is None and not _deep(config):
+        return _Start(model=model)
+    rows: list[Json] = []
+    if last is not None:
+        model, names = grown(model, last.graph, last.plan.keep, last.weights), last.plan.blocks
+        blocks = removable(model, inputs) if _deep(config) else ()
+    else:
+        blocks, change = weighed(model, inputs, config, batches)
+        names = choose(blocks, change, config)
+        rows = [_row(block, change[block.name], removed=block.name in names) for block in blocks]
+    return _Start(
+        model=remove_blocks(model, names, inputs) if names else model,
+        blocks=names,
+        rows=rows,
+        protected=tuple(name for block in blocks for name in (block.name, *block.tensors)),
+        dense_macs=count_macs(model, inputs),
+    )
+
+
+def _deep(config: PruneConfig) -> bool:
+    return config.depth > 0 or bool(config.blocks)
 
 
 def layerwise_settings(config: RunConfig) -> Json:
