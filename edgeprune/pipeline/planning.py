@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from edgeprune.pruning import PrunePlan
     from edgeprune.pruning.blocks import Block
 
-GRADIENT_CRITERIA = ("taylor",)
 _log = logging.getLogger(__name__)
 
 
@@ -64,12 +63,13 @@ def make(
     from edgeprune.graph.cost import count_macs
     from edgeprune.pruning import make_plan, score
     from edgeprune.pruning.blocks import choose
+    from edgeprune.pruning.criteria import OF_ACTIVATIONS, OF_LOSS
     from edgeprune.workload import as_inputs
 
     inputs = as_inputs(inputs)
     model = prepared(model, inputs, split=config.split_recurrent)
     deep = config.depth > 0 or bool(config.blocks)
-    wanted = data is not None and (deep or config.criterion in GRADIENT_CRITERIA)
+    wanted = data is not None and (deep or config.criterion in (*OF_LOSS, *OF_ACTIVATIONS))
     batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
     shallow, dense_macs = model, None
     names: tuple[str, ...] = ()
@@ -83,7 +83,16 @@ def make(
         shallow = remove_blocks(model, names, inputs)
         dense_macs = count_macs(model, inputs)
     graph = analyse(shallow, inputs, config.output, rules)
-    scores = score(shallow, graph, config.criterion, inputs=inputs, train_step=step, batches=batches, seed=seed)
+    scores = score(
+        shallow,
+        graph,
+        config.criterion,
+        inputs=inputs,
+        train_step=step,
+        batches=batches,
+        samples=_samples(batches) if config.criterion in OF_ACTIVATIONS else None,
+        seed=seed,
+    )
     plan = make_plan(
         graph,
         scores,
@@ -96,6 +105,12 @@ def make(
         dense_macs=dense_macs,
     )
     return Planned(plan=plan, graph=graph, blocks=rows)
+
+
+def _samples(batches: list[Any] | None) -> list[tuple[torch.Tensor, ...]] | None:
+    from edgeprune.training.batches import model_inputs
+
+    return [model_inputs(batch) for batch in batches] if batches else None
 
 
 def given(

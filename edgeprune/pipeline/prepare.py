@@ -6,7 +6,6 @@ directory is told here, in seconds, and not after an hour of training.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from edgeprune.pipeline.digests import (
     absolute_rules,
     code_digest,
     code_path,
+    functions_digests,
     inputs_digest,
-    rules_digests,
     seeded,
     state_digest,
 )
-from edgeprune.pipeline.planning import GRADIENT_CRITERIA
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
 from edgeprune.values import Notice, parse_bytes, parse_macs, parse_seconds
@@ -74,9 +72,10 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
     from edgeprune.devices import connect
     from edgeprune.graph.enter import enter
     from edgeprune.graph.rules.custom import load_rules
+    from edgeprune.pruning.criteria import check_name
 
     check_settings(config)
-    check_criterion(config.prune.criterion)
+    check_name(config.prune.criterion)
     target = find_target(config.target)
     check_formats(config, target)
     connect(target)
@@ -96,7 +95,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         "workload code": code_digest(workload, model),
         "weights": state_digest(model.state_dict()),
         "example inputs": inputs_digest(inputs),
-    } | rules_digests(config.prune.rules)
+    } | functions_digests(config.prune)
     align = target.align if config.prune.align == "target" else config.prune.align
     name = workload.name if workload.name != "workload" else type(model).__name__.lower()
     _log.info("workload %s, network %s, target %s, align %s", workload.source, name, target.name, align)
@@ -130,20 +129,6 @@ def check_settings(config: RunConfig) -> None:
                 read(text)
             except ConfigError as error:
                 raise ConfigError(f"{key}: {error.message}", fix=error.fix) from None
-
-
-def check_criterion(name: str) -> None:
-    """Check that there is a criterion of this name.
-
-    Raises:
-        ConfigError: There is none; the nearest one is named.
-    """
-    from edgeprune.pruning.criteria import CRITERIA
-
-    if name not in CRITERIA:
-        near = difflib.get_close_matches(name, CRITERIA, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"unknown criterion '{name}'{hint}", fix=f"criteria: {', '.join(CRITERIA)}")
 
 
 def check_formats(config: RunConfig, target: Target) -> None:
@@ -182,7 +167,9 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
     Raises:
         ConfigError: A function is missing.
     """
-    if config.prune.criterion in GRADIENT_CRITERIA and training_source(workload)[1] is None:
+    from edgeprune.pruning.criteria import OF_LOSS
+
+    if config.prune.criterion in OF_LOSS and training_source(workload)[1] is None:
         raise ConfigError(
             f"prune.criterion = '{config.prune.criterion}' needs gradients, and {workload.source} has no train_step",
             where=workload.source,
@@ -215,5 +202,8 @@ def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:
         changes["weights"] = str(Path(config.weights).resolve())
     if config.target.endswith(".toml"):
         changes["target"] = str(Path(config.target).resolve())
-    changes["prune"] = config.prune.model_copy(update={"rules": absolute_rules(config.prune.rules)})
+    (criterion,) = absolute_rules([config.prune.criterion])
+    changes["prune"] = config.prune.model_copy(
+        update={"rules": absolute_rules(config.prune.rules), "criterion": criterion}
+    )
     return config.model_copy(update=changes)

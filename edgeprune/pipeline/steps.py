@@ -19,7 +19,7 @@ from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
-from edgeprune.pipeline.prepare import check_criterion, check_format_packages, check_functions, check_settings
+from edgeprune.pipeline.prepare import check_format_packages, check_functions, check_settings
 from edgeprune.pipeline.tuning import (
     history_rows,
     recalibrated,
@@ -96,9 +96,10 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     from edgeprune.graph.cost import count_macs, count_params
     from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning import PrunePlan
+    from edgeprune.pruning.criteria import check_name
 
     check_settings(config)
-    check_criterion(config.prune.criterion)
+    check_name(config.prune.criterion)
     workload = load_workload(config.workload)
     check_functions(config, workload)
     folder = Path(config.output or "pruned")
