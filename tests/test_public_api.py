@@ -27,6 +27,7 @@ NAMES = [
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
+    "Masks",
     "Measurement",
     "MissingDependency",
     "ModelError",
@@ -36,6 +37,7 @@ NAMES = [
     "ResolveError",
     "RunConfig",
     "RunResult",
+    "SparsifyConfig",
     "StorageError",
     "Target",
     "TraceError",
@@ -55,6 +57,7 @@ NAMES = [
     "plan",
     "recalibrate",
     "resume",
+    "sparsify",
     "trace",
     "verify",
 ]
