@@ -4,13 +4,14 @@
 
     plan = ep.plan(model, inputs, ratio=0.5)
     small = ep.apply(model, plan, inputs)
+    small = ep.reconstruct(small, model, plan, inputs, data=loader)
     small = ep.finetune(small, step=train_step, data=loader, epochs=3, teacher=model)
     artifact = ep.export(small, inputs, "small.tflite")
     rows = ep.bench([artifact], target="host")
     run = ep.compress("workload.py", ep.RunConfig())
 
-Names are resolved on first use: importing this package imports neither torch nor a runtime. `ep.export` and
-`ep.bench` are packages that can be called.
+Names are resolved on first use: importing this package imports neither torch nor a runtime. `ep.export`,
+`ep.reconstruct` and `ep.bench` are packages that can be called.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ _HOMES = {
     "trace": "edgeprune.graph",
     "verify": "edgeprune.pipeline.api",
 }
-_CALLABLE_PACKAGES = ("bench", "export")
+_CALLABLE_PACKAGES = ("bench", "export", "reconstruct")
 
 __all__ = [
     "Artifact",
@@ -123,6 +124,7 @@ __all__ = [
     "load_workload",
     "plan",
     "recalibrate",
+    "reconstruct",
     "resume",
     "sparsify",
     "trace",

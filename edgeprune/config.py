@@ -54,6 +54,20 @@ class PruneConfig(Section):
     rules: tuple[str, ...] = ()
 
 
+class ReconstructConfig(Section):
+    """How the weights that are left are solved for before any training: on how many unlabelled samples, 0 for none.
+
+    `memory_mb` bounds what the samples take while both networks run; fewer are used where they would take more.
+    `ridge` replaces the choice by the number of rows per unknown. A layer with more than `max_unknowns` inputs to every
+    output keeps its weights.
+    """
+
+    samples: int = Field(512, ge=0)
+    memory_mb: int = Field(2048, ge=1)
+    ridge: float | None = Field(None, gt=0)
+    max_unknowns: int = Field(8192, ge=1)
+
+
 # What each method of weight pruning needs, and what it may be given besides; `keep` goes with all of them.
 _METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "threshold": (("threshold",), ()),
@@ -181,6 +195,7 @@ class RunConfig(Section):
     max_size: str | None = None
     max_drop: float | None = Field(None, ge=0)
     prune: PruneConfig = PruneConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
     sparsify: SparsifyConfig = SparsifyConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()

@@ -187,3 +187,16 @@ def test_cuts_of_a_whole_network_leave_consistent_layers() -> None:
         elif isinstance(module, nn.Linear):
             assert module.weight.shape == (module.out_features, module.in_features)
     assert repr(small[3]) == "Conv2d(5, 5, kernel_size=(3, 3), stride=(1, 1), groups=5)"
+
+
+def test_a_group_norm_knows_how_many_blocks_are_left() -> None:
+    """The same width is left where half of the blocks go and where half of every block goes."""
+    norm = nn.GroupNorm(8, 16)
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), norm, nn.Sigmoid(), nn.Conv2d(16, 2, 1)).eval()
+    inputs = (torch.randn(2, 3, 4, 4),)
+    graph = trace(model, inputs)
+    for group, groups in (("0", 4), ("0#2", 8)):
+        keep = {group: tuple(range(0, next(one.size for one in graph.free if one.name == group), 2))}
+        found = compact(model, graph, keep, inputs)
+        assert found.mode == "eager"
+        assert (found.model[1].num_groups, found.model[1].num_channels) == (groups, 8)

@@ -88,7 +88,8 @@ def pruned(model: nn.Module, *inputs: torch.Tensor, examples: Any = None) -> Com
     """Plan at a half and apply, checking that the network and its inputs stay as they were."""
     given = examples if examples is not None else inputs
     before, kept = seen(model), copy.deepcopy(given)
-    entered, found = enter(model).model, as_inputs(given)
+    found = as_inputs(given)
+    entered = enter(model, found).model
     graph = analyse(entered, found)
     scores = score(entered, graph, "l2", inputs=found)
     plan = make_plan(graph, scores, PruneConfig(ratio=0.5), align=1, model=entered, inputs=found)

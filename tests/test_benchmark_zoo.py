@@ -17,9 +17,11 @@ from benchmarks.zoo.judge import judge
 from benchmarks.zoo.networks import all_networks, find
 from benchmarks.zoo.own_networks import TABLE
 from benchmarks.zoo.randomise import randomise_
+from benchmarks.zoo.reach import held_by_outputs, reached, share, share_inside
 from benchmarks.zoo.table import latest, outcome, table
 from benchmarks.zoo.torch_pruning_tool import output_layers
 from benchmarks.zoo.worker import empty_row, make_row, missing
+from edgeprune.graph import trace
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +38,7 @@ def test_a_row_says_that_edgeprune_is_exact_and_how_it_was_found_out(name):
     assert row["signal"] > 0.05
     assert row["trains"]
     assert row["params"][1] < 0.6 * row["params"][0]
+    assert row["reach_inside"] >= row["reach_params"] > 0.9
     assert row["macs"][1] < 0.6 * row["macs"][0]
     assert row["cpu_s"]["total"] > 0
     assert row["error"] is None
@@ -169,19 +172,78 @@ def test_the_table_counts_outcomes_and_compares_cost_where_both_are_right():
         _row("a", "edgeprune", exact=False, error="old"),
         _row("a", "edgeprune", exact=True, trains=True),
         _row("a", "torch-pruning", exact=True, cpu_s={"total": 0.6}),
-        _row("b", "edgeprune", exact=True),
+        _row("b", "edgeprune", exact=True, reach_inside=0.95),
         _row("b", "torch-pruning", silent_wrong=True),
         _row("c", "torch-pruning", timeout=True, cpu_s=None, params=None, peak_mb=None, reach_params=None),
     ]
     text = table(rows)
-    assert "| all | edgeprune | 2 | 2 | 0 | 0 | 0 | 1 | 0.90 | 2 |" in text
-    assert "| all | torch-pruning | 3 | 1 | 1 | 0 | 1 | 0 | 0.90 | 1 |" in text
+    assert "| all | edgeprune | 2 | 2 | 0 | 0 | 0 | 1 | 0.90 | 2 | 0.95 | 1 |" in text
+    assert "| all | torch-pruning | 3 | 1 | 1 | 0 | 1 | 0 | 0.90 | 1 |  |  |" in text
     assert "Where both tools are right (1 networks)" in text
     assert "| edgeprune | 0.30 | 1 | 0.30 | 0.3 (own/a) | 0.25 | 40 |" in text
     assert "| torch-pruning | 0.60 | 0 | 0.60 | 0.6 (own/a) | 0.25 | 40 |" in text
-    assert "| own/b | 2.00 M | exact | 0.90 | 0.25 | 0.30 | 40 | wrong | 0.90 | 0.25 | 0.30 | 40 |" in text
+    assert "| own/b | 2.00 M | exact | 0.90 | 0.95 | 0.25 | 0.30 | 40 | wrong | 0.90 |  | 0.25 | 0.30 | 40 |" in text
     assert "| own/c | | not run" in text.replace("|  |", "| |")
     assert table([]) == "There are no rows yet."
+
+
+def test_rows_of_before_there_was_a_field_make_a_table():
+    old = {key: value for key, value in _row("a", "edgeprune", exact=True).items() if key != "reach_inside"}
+    assert "| all | edgeprune | 1 | 1 | 0 | 0 | 0 | 0 | 0.90 | 1 |  |  |" in table([old])
+
+
+class Encoder(nn.Module):
+    """Returns its residual stream, which nothing inside may narrow; the branch has a width of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(4, 8), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+def test_the_reach_inside_leaves_out_what_the_outputs_hold():
+    model, inputs = Encoder(), (torch.randn(3, 4),)
+    held = held_by_outputs(model, inputs)
+    assert held == {"embed.weight", "embed.bias", "norm.weight", "norm.bias", "down.bias"}
+    names = reached(trace(model, inputs))
+    assert names == {"up.weight", "up.bias", "down.weight"}
+    assert share(model, names) == round(272 / 336, 4)
+    assert share_inside(model, inputs, names) == 1.0
+    assert share_inside(model, inputs, {"up.weight", "embed.weight"}) == round(128 / 272, 4)
+
+
+def test_what_is_pinned_for_another_reason_stays_in_the_reach_inside():
+    class Sorted(Encoder):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).sort(-1).values.sum(-1)
+
+    model, inputs = Sorted(), (torch.randn(3, 4),)
+    assert held_by_outputs(model, inputs) == set()
+    assert share_inside(model, inputs, reached(trace(model, inputs))) == round(272 / 336, 4)
+    assert share_inside(model, (torch.randn(3, 5),), ()) is None
+
+
+def test_a_head_whose_columns_stay_for_another_reason_is_not_inside():
+    class Headed(Encoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(super().forward(x).sort(-1).values)
+
+    assert held_by_outputs(Headed(), (torch.randn(3, 4),)) == {"head.bias"}
+
+
+def test_what_meets_the_inputs_counts_as_held_by_the_outputs():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.LayerNorm(8))
+    assert held_by_outputs(model, (torch.tensor([[1, 2, 3]]),)) == {"0.weight", "1.weight", "1.bias"}
+    image = nn.Sequential(nn.Conv2d(3, 8, 2), nn.PReLU(8)).eval()
+    assert held_by_outputs(image, (torch.randn(1, 3, 4, 4),)) == {"0.weight", "0.bias", "1.weight"}
 
 
 def test_the_last_row_of_a_network_and_a_tool_counts(tmp_path):

@@ -422,7 +422,7 @@ def test_the_steps_one_after_the_other(run: Run) -> None:
     assert tuned.code == 0, tuned.err
     document = json.loads(tuned.out)
     assert len(document["history"]) == 1
-    assert set(document["metrics"]) == {"pruned", "recalibrated", "finetuned"}
+    assert set(document["metrics"]) == {"pruned", "reconstructed", "finetuned"}
     assert not list(Path("small").glob("checkpoint*"))
     for words in (("small", "-o", "out/model.onnx"), ("tiny.py", "-o", "out/baseline.onnx")):
         exported = run("export", *words)

@@ -27,6 +27,7 @@ LAYERS = (
     ("pruning",),
     ("compact",),
     ("training",),
+    ("reconstruct",),
     ("devices",),
     ("export",),
     ("bench",),

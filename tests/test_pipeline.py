@@ -88,7 +88,7 @@ def test_a_run_has_everything_that_was_promised(finished: tuple[RunResult, list[
         "conv2": 16,
         "classify": 4,
     }
-    assert all(data["metrics"][name]["top1"] >= 0 for name in ("dense", "pruned", "recalibrated", "finetuned"))
+    assert all(data["metrics"][name]["top1"] >= 0 for name in ("dense", "pruned", "reconstructed", "finetuned"))
     assert [entry["role"] for entry in data["artifacts"]] == ["baseline", "model"]
     for entry in data["artifacts"]:
         assert entry["metrics_source"] == "test_data"
@@ -106,7 +106,7 @@ def test_a_run_has_everything_that_was_promised(finished: tuple[RunResult, list[
     assert not list(run.folder.glob("checkpoint*"))
 
 
-def test_fine_tuning_and_recalibration_help_on_the_artifacts(finished: tuple[RunResult, list[Event]]) -> None:
+def test_fine_tuning_and_reconstruction_help_on_the_artifacts(finished: tuple[RunResult, list[Event]]) -> None:
     metrics = finished[0].data["metrics"]
     assert metrics["finetuned"]["top1"] > metrics["pruned"]["top1"]
     artifacts = {entry["role"]: entry["metrics"]["top1"] for entry in finished[0].data["artifacts"]}
@@ -123,7 +123,7 @@ def test_the_listener_hears_every_stage_begin_and_end(finished: tuple[RunResult,
         "plan",
         "baseline",
         "apply",
-        "recalibrate",
+        "reconstruct",
         "finetune",
         "export",
         "bench",
@@ -158,7 +158,7 @@ def test_a_changed_setting_reruns_from_its_stage_and_is_named(copied: Path) -> N
         "plan",
         "baseline",
         "apply",
-        "recalibrate",
+        "reconstruct",
         "export baseline.onnx",
         "accuracy baseline.onnx",
     }
@@ -225,7 +225,8 @@ def test_without_data_the_network_is_pruned_and_the_user_told(folder: Path) -> N
     _rewrite(folder, "def train_data(", "def _train_data(")
     _rewrite(folder, "def train_step(", "def _train_step(")
     run = compress(_config(folder))
-    assert [notice["code"] for notice in run.data["notices"]] == ["no-data"]
+    assert [notice["code"] for notice in run.data["notices"]] == ["made-up-data", "no-data"]
+    assert run.data["reconstruction"]["source"].startswith("inputs made up")
     assert run.data["metrics"]["finetuned"] is None
     assert run.data["metrics"]["recalibrated"] is None
     assert run.data["history"] == []
@@ -258,16 +259,40 @@ def test_calibration_data_alone_distils_and_says_so(folder: Path) -> None:
     _rewrite(folder, "def train_step(", "def _train_step(")
     run = compress(_config(folder))
     assert [notice["code"] for notice in run.data["notices"]] == ["distilled"]
-    assert run.data["metrics"]["recalibrated"] is not None
+    assert run.data["metrics"]["reconstructed"] is not None
     assert len(run.data["history"]) == 2
 
 
-def test_no_epochs_still_recalibrate(folder: Path) -> None:
+def test_no_epochs_still_reconstruct(folder: Path) -> None:
     run = compress(_config(folder, finetune__epochs=0))
+    assert run.data["metrics"]["recalibrated"] is None
+    found = run.data["reconstruction"]
+    assert found["improved"]
+    assert found["error_after"] < found["error_before"]
+    assert found["samples"] > 0
+    assert {row["weight"] for row in found["layers"]} >= {"classify.weight"}
+    solved = (run.folder / "reconstructed.safetensors").read_bytes()
+    assert (run.folder / "finetuned.safetensors").read_bytes() == solved
+
+
+def test_without_reconstruction_the_statistics_are_renewed(folder: Path) -> None:
+    run = compress(_config(folder, finetune__epochs=0, reconstruct__samples=0))
     assert run.data["metrics"]["recalibrated"] is not None
+    assert run.data["metrics"]["reconstructed"] is None
+    assert run.data["reconstruction"] is None
     assert run.data["history"] == []
     recalibrated = (run.folder / "recalibrated.safetensors").read_bytes()
     assert (run.folder / "finetuned.safetensors").read_bytes() == recalibrated
+
+
+def test_data_of_another_shape_than_the_inputs_costs_a_notice_and_recalibrates(folder: Path) -> None:
+    other = "def calibration_data():\n    return [torch.zeros(4, 1, 9, 9)]\n\n\n"
+    _rewrite(folder, "def train_data(", other + "def train_data(")
+    run = compress(_config(folder, finetune__epochs=0))
+    (notice,) = (notice for notice in run.data["notices"] if notice["code"] == "not-reconstructed")
+    assert "shape of the example inputs" in notice["text"]
+    assert not run.data["reconstruction"]["improved"]
+    assert run.data["metrics"]["recalibrated"] is not None
 
 
 def test_a_metric_that_needs_the_network_itself_costs_a_notice_only(folder: Path) -> None:
@@ -372,7 +397,7 @@ _STAGES = (
     "plan",
     "baseline",
     "apply",
-    "recalibrate",
+    "reconstruct",
     "export baseline.onnx",
     "export model.onnx",
     "accuracy model.onnx",
@@ -453,7 +478,7 @@ def test_ctrl_c_while_training_exits_130_and_says_how_to_go_on(copied: Path) -> 
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith(" recalibrate"):
+        if line.startswith(" reconstruct"):
             break
     while not list((copied / "run").glob("checkpoint*")):
         assert process.poll() is None

@@ -56,6 +56,7 @@ NAMES = [
     "load_workload",
     "plan",
     "recalibrate",
+    "reconstruct",
     "resume",
     "sparsify",
     "trace",
@@ -103,7 +104,7 @@ def test_export_and_bench_can_be_called_however_they_were_imported(first: str) -
     program = f"""
 import edgeprune as ep
 {first}
-for function in (ep.export, ep.bench):
+for function in (ep.export, ep.bench, ep.reconstruct):
     try:
         function()
     except TypeError as error:
@@ -121,6 +122,11 @@ def test_the_steps_in_python(tmp_path: Path) -> None:
     plan = ep.plan(model, inputs, ratio=0.5, criterion="taylor", step=tiny.train_step, data=tiny.train_data, align=8)
     small = ep.apply(model, plan, inputs)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    solved = ep.reconstruct(small, model, plan, inputs, data=tiny.train_data, samples=64)
+    (pictures, _), *_ = tiny.train_data()
+    with torch.no_grad():
+        errors = [(network(pictures) - model(pictures)).square().mean() for network in (solved, small)]
+    assert errors[0] < errors[1]
     small = ep.recalibrate(small, tiny.train_data())
     tuned = ep.finetune(small, step=tiny.train_step, data=tiny.train_data, epochs=2, teacher=model)
     assert tiny.evaluate(tuned)["top1"] > tiny.evaluate(small)["top1"]

@@ -14,6 +14,7 @@ from torch import nn
 
 import edgeprune
 from benchmarks.zoo.judge import Kept
+from benchmarks.zoo.reach import reached, share
 
 RATIO = 0.5
 Report = Callable[..., None]
@@ -46,7 +47,7 @@ def prune(model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report) ->
         graph = trace(model, inputs)
     with _clock(spent, "verify"):
         graph = rehearse(model, graph, inputs)
-    report(captured=True, reach_params=_reach(model, graph), pinned=_pinned(graph), groups_free=len(graph.free))
+    report(captured=True, reach_params=share(model, reached(graph)), pinned=_pinned(graph), groups_free=len(graph.free))
     with _clock(spent, "plan"):
         scores = score(model, graph, "l2", inputs=inputs)
         plan = make_plan(graph, scores, PruneConfig(ratio=RATIO), align=1, model=model, inputs=inputs)
@@ -86,17 +87,6 @@ def hooked(model: nn.Module, small: nn.Module, inputs: tuple[torch.Tensor, ...],
         return largest_difference(masked_by_hooks(model, graph.names, masks), small, inputs) <= 1e-4
     except (ImportError, RuntimeError, TypeError, AttributeError, KeyError, AssertionError):
         return None
-
-
-def _reach(model: nn.Module, graph: Any) -> float:
-    """Return the share of parameters in tensors that removing some free unit would shrink."""
-    free = torch.zeros(graph.unit_count + 1, dtype=torch.bool)
-    for group in graph.free:
-        free[torch.from_numpy(group.units)] = True
-    reached = {name for (name, _), units in graph.dims.items() if bool(free[torch.from_numpy(units)].any())}
-    parameters = dict(model.named_parameters())
-    total = sum(parameter.numel() for parameter in parameters.values())
-    return round(sum(p.numel() for name, p in parameters.items() if name in reached) / max(total, 1), 4)
 
 
 def _pinned(graph: Any) -> list[list[Any]]:

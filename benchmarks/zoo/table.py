@@ -34,10 +34,9 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def _sums(known: dict[tuple[str, str], Row]) -> str:
-    lines = [
-        "| library | tool | networks | exact | silently wrong | failed | time-out | trains | reach, median | >= 0.9 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    names = ["library", "tool", "networks", "exact", "silently wrong", "failed", "time-out", "trains"]
+    names += ["reach, median", ">= 0.9", "inside, median", ">= 0.9"]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     libraries = list(dict.fromkeys(row["library"] for row in known.values()))
     for library in [*libraries, "all"]:
         for tool in TOOLS:
@@ -46,10 +45,23 @@ def _sums(known: dict[tuple[str, str], Row]) -> str:
                 continue
             counts = [sum(outcome(row) == kind for row in mine) for kind in ("exact", "wrong", "failed", "time-out")]
             trains = sum(bool(row["trains"]) and row["exact"] for row in mine)
-            reach = [row["reach_params"] for row in mine if row["reach_params"] is not None and row["exact"]]
-            middle = f"{median(reach):.2f} | {sum(share >= 0.9 for share in reach)}" if reach else " | "
-            lines.append(f"| {library} | {tool} | {len(mine)} | {' | '.join(map(str, counts))} | {trains} | {middle} |")
+            cells = [
+                library,
+                tool,
+                len(mine),
+                *counts,
+                trains,
+                *_reach(mine, "reach_params"),
+                *_reach(mine, "reach_inside"),
+            ]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def _reach(rows: list[Row], field: str) -> tuple[str, str]:
+    """Return the median of a share over the rows that are exact and have it, and how many have at least 0.9."""
+    found = [row[field] for row in rows if row.get(field) is not None and row["exact"]]
+    return (f"{median(found):.2f}", str(sum(share >= 0.9 for share in found))) if found else ("", "")
 
 
 def _costs(known: dict[tuple[str, str], Row]) -> str:
@@ -85,8 +97,10 @@ def _unverified(row: Row) -> float:
 
 def _networks(known: dict[tuple[str, str], Row]) -> str:
     lines = [
-        "| network | parameters | " + " | ".join(f"{tool} | reach | left | CPU s | MB" for tool in TOOLS) + " |",
-        "|---|---|" + "---|" * (5 * len(TOOLS)),
+        "| network | parameters | "
+        + " | ".join(f"{tool} | reach | inside | left | CPU s | MB" for tool in TOOLS)
+        + " |",
+        "|---|---|" + "---|" * (6 * len(TOOLS)),
     ]
     for name in dict.fromkeys(name for name, _ in known):
         mine = [known.get((name, tool)) for tool in TOOLS]
@@ -102,12 +116,13 @@ def _networks(known: dict[tuple[str, str], Row]) -> str:
 
 def _cells(row: Row | None) -> str:
     if row is None:
-        return "not run | | | |"
+        return "not run | | | | |"
     mode = f" ({row['mode']})" if row["exact"] and row.get("mode") not in (None, "eager") else ""
     return " | ".join(
         [
             outcome(row) + mode,
             _number(row, "reach_params", lambda value: f"{value:.2f}"),
+            _number(row, "reach_inside", lambda value: f"{value:.2f}"),
             _number(row, "params", lambda value: f"{value[1] / value[0]:.2f}" if value[1] and value[0] else ""),
             _number(row, "cpu_s", lambda value: f"{value['total']:.2f}"),
             _number(row, "peak_mb", lambda value: f"{value[1] - value[0]:.0f}"),

@@ -63,6 +63,7 @@ _CONVOLUTIONAL: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("dm_nfnet_f0", 64, {}),
     ("nf_resnet26", 64, {}),
     ("nf_regnet_b0", 64, {}),
+    ("resnetv2_50x1_bit", 64, {}),
     ("regnetz_b16", 64, {}),
     ("selecsls42b", 64, {}),
     ("xception41", 64, {}),

@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks.zoo.entry import Network
 from benchmarks.zoo.judge import judge, largest_difference
+from benchmarks.zoo.reach import reached, share_inside
 from edgeprune.graph.enter import enter
 from edgeprune.graph.structure import output_tensors
 
@@ -64,7 +65,7 @@ def empty_row(network: Network, tool: str) -> Row:
             ("captured", "pruned", "runs", "exact", "silent_wrong", "scale_only", "trains", "timeout"), False
         ),
         **dict.fromkeys(("independent", "hooked", "max_rel", "effect", "signal", "mode", "macs", "cpu_s", "error")),
-        **dict.fromkeys(("reach_params", "peak_mb", "params")),
+        **dict.fromkeys(("reach_params", "reach_inside", "peak_mb", "params")),
         "pinned": [],
     }
 
@@ -88,7 +89,10 @@ def make_row(network: Network, tool: str, show: Any, limit_s: int | None = None)
     show(row)
     before_mb = _reset_peak()
     _limit(limit_s)
-    model = enter(model).model  # computed weights are written down for both tools: there is one network to judge by
+    model = enter(
+        model, inputs
+    ).model  # computed weights are written down for both tools: there is one network to judge by
+    row["params"][0] = _count(model)
     work = copy.deepcopy(model)
     try:
         small, kept, made = tool_module(tool).prune(work, inputs, lambda **fields: row.update(fields))
@@ -105,6 +109,8 @@ def make_row(network: Network, tool: str, show: Any, limit_s: int | None = None)
     if row["runs"]:
         row["macs"][1] = _macs(small, inputs)
         row["trains"] = _trains(small, model, inputs)
+        names = reached(made[0]) if made else {name for name, _ in kept}
+        row["reach_inside"] = share_inside(model, inputs, names)
         if tool == "edgeprune":
             row["hooked"] = tool_module(tool).hooked(model, small, inputs, made)
     return row

@@ -18,13 +18,14 @@ from edgeprune.graph.groups import Dim
 from edgeprune.graph.structure import named_tensors
 
 
-def repair_torch_(model: nn.Module, conv_groups: Mapping[str, int] | None = None) -> None:
+def repair_torch_(model: nn.Module, groups_left: Mapping[str, int] | None = None) -> None:
     """Set the attributes of torch's own modules from the shapes of their tensors, in place.
 
     Args:
-        conv_groups: Groups of grouped convolutions by the path of the module, which shapes alone do not always say.
+        groups_left: Groups of grouped convolutions and group norms by the path of the module, which shapes alone do not
+            always say.
     """
-    known = conv_groups or {}
+    known = groups_left or {}
     for path, module in model.named_modules():
         for kind, repair in _REPAIRS:
             if isinstance(module, kind):
@@ -34,6 +35,8 @@ def repair_torch_(model: nn.Module, conv_groups: Mapping[str, int] | None = None
         if groups is not None and isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
             module.groups = groups
             module.in_channels = module.weight.shape[1] * groups
+        if groups is not None and isinstance(module, nn.GroupNorm) and module.weight is not None:
+            module.num_groups = groups
 
 
 def _conv(module: Any) -> None:

@@ -19,7 +19,7 @@ def repaired(reference: Reference, *, guess_sizes: bool) -> nn.Module | None:
     """
     graph, masks = reference.graph, reference.masks
     small = sliced(reference.model, graph, masks)
-    repair_torch_(small, graph.trail.conv_groups(graph.alive(reference.keep)))
+    repair_torch_(small, graph.trail.groups_left(graph.alive(reference.keep)))
     shapes = dict(graph.shapes)
     for names in graph.names.values():
         shapes.update(dict.fromkeys(names, graph.shapes[names[0]]))

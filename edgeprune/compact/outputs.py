@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from edgeprune.compact.eager import eager
-from edgeprune.compact.program import Captured, Step, capture, same_calls
+from edgeprune.compact.program import Captured, capture, same_calls
+from edgeprune.compact.replay import Step
 from edgeprune.compact.slice import sliced
 from edgeprune.compact.swap import swap
 from edgeprune.compact.verify import Reference

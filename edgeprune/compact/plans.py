@@ -67,7 +67,7 @@ def prepared(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, split: bool)
     Raises:
         VerificationError: The network with split layers differs.
     """
-    entered = enter(model).model
+    entered = enter(model, inputs).model
     if not split:
         return entered
     apart: nn.Module = split_recurrent(entered)

@@ -19,12 +19,11 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from edgeprune.compact.replay import Step, as_given, first_float, makes_floats
 from edgeprune.errors import ModelError
-from edgeprune.graph.capture import Call, Record, Ref, Span
+from edgeprune.graph.capture import Record, Ref, Span
 from edgeprune.graph.flow import refs
 from edgeprune.graph.structure import output_tensors
-
-Step = tuple[Any, dict[str, Any]]
 
 # Arguments that say whether a call trains. Where evaluation said no, the module's own mode decides.
 _MODES = {
@@ -39,13 +38,6 @@ _MODES = {
     "rnn_tanh": "train",
     "rnn_relu": "train",
 }
-
-
-# Calls that make tensors out of nothing: their type and device are those of the network, wherever it is moved.
-_FACTORIES = frozenset({
-    "zeros", "ones", "full", "empty", "arange", "linspace", "logspace", "eye", "rand", "randn", "randint", "randperm",
-    "scalar_tensor", "tril_indices", "triu_indices", "new_zeros", "new_ones", "new_full", "new_empty",
-})  # fmt: skip
 
 
 class Uncapturable(ModelError):
@@ -268,13 +260,13 @@ class _Builder:
             name: self._value(value, call.args.get(name, value), theirs.get(name, value))
             for name, value in arguments.items()
         }
-        if _makes_floats(call):
+        if makes_floats(call):
             values.update(self._placed(arguments))
         mode = _MODES.get(call.name)
         if mode is not None and values.get(mode) is False:
             values[mode] = training
-        positional = tuple(_positional(func, values, lambda value: value))
-        node = self.graph.call_function(func, positional, _named(func, values, lambda value: value))
+        positional, named = as_given(func, values)
+        node = self.graph.call_function(func, tuple(positional), named)
         if isinstance(call.result, Ref):
             self._nodes[call.result.id] = node
         elif isinstance(call.result, list):
@@ -284,7 +276,7 @@ class _Builder:
 
     def _placed(self, arguments: Mapping[str, Any]) -> dict[str, fx.Node]:
         """Return the type and device that a factory was given as those of the first floating tensor at hand."""
-        lead = _lead([*self.own, *(leaf.id for leaf in self.span.args if isinstance(leaf, Ref))], self.record)
+        lead = first_float([*self.own, *(leaf.id for leaf in self.span.args if isinstance(leaf, Ref))], self.record)
         if lead is None:
             return {}
         found = {}
@@ -361,20 +353,6 @@ class _Builder:
         return self._last_input
 
 
-def _makes_floats(call: Call) -> bool:
-    """Tell whether a call names the type that floats have anyway: code that says `dtype=x.dtype`."""
-    if call.name in _FACTORIES:
-        return True
-    source = next((ref.dtype for ref in refs(call.args)), None)
-    made = call.name in ("to", "_to_copy") or call.name.endswith("_like")
-    return made and source is not None and (not source.is_floating_point or source == call.args.get("dtype"))
-
-
-def _lead(keys: Sequence[int], record: Record) -> int | None:
-    """Return the first floating parameter, buffer or input."""
-    return next((key for key in keys if key in record.dtypes and record.dtypes[key].is_floating_point), None)
-
-
 def _same_constants(first: Record, second: Record) -> bool:
     return [tuple(tensor.shape) for tensor in first.constants.values()] == [
         tuple(tensor.shape) for tensor in second.constants.values()
@@ -393,73 +371,3 @@ def same_calls(first: Record, second: Record) -> bool:
             for mine, theirs in zip(first.spans, second.spans, strict=True)
         )
     )
-
-
-def replay(
-    record: Record,
-    steps: Sequence[Step],
-    tensors: Mapping[str, torch.Tensor],
-    inputs: tuple[torch.Tensor, ...],
-    watch: Callable[[int, Mapping[int, torch.Tensor]], None] | None = None,
-) -> list[torch.Tensor]:
-    """Run resized calls one by one and return the outputs; no code is made.
-
-    Args:
-        tensors: Parameters and buffers by first name, cut.
-        watch: Called after every call with the number of calls made and the tensors that are still needed.
-    """
-    values: dict[int, torch.Tensor] = {key: tensors[name] for key, name in record.tensors.items()}
-    values.update(record.constants)
-    values.update(zip((ref.id for ref in record.inputs), (tensor.clone() for tensor in inputs), strict=True))
-    last = {ref.id: index for index, call in enumerate(record.calls) for ref in refs(call.args) + refs(call.result)}
-    for span in record.spans:
-        kept = {leaf.id: max(last.get(leaf.id, 0), span.end - 1) for leaf in span.result if isinstance(leaf, Ref)}
-        last.update(kept)
-    last.update({ref.id: len(record.calls) for ref in record.outputs})
-
-    lead = _lead([*record.tensors, *(ref.id for ref in record.inputs)], record)
-    written, given = (record.dtypes[lead], values[lead].dtype) if lead is not None else (None, None)
-
-    def value(argument: Any) -> Any:
-        if isinstance(argument, Ref):
-            return values[argument.id]
-        if isinstance(argument, list | tuple):
-            return [value(item) for item in argument]
-        return argument
-
-    with torch.inference_mode():
-        if watch is not None:
-            watch(0, values)
-        for index, (call, (func, arguments)) in enumerate(zip(record.calls, steps, strict=True)):
-            if written != given and arguments.get("dtype") == written and _makes_floats(call):
-                arguments = {**arguments, "dtype": given}
-            try:
-                found = func(*_positional(func, arguments, value), **_named(func, arguments, value))
-            except Exception as error:  # operators of the user may raise anything
-                raise ModelError(
-                    f"{call.overload} cannot run on the smaller tensors: {error}", where=call.where or None
-                ) from error
-            values.update(_results(call.result, found))
-            if watch is not None:
-                watch(index + 1, values)
-            for ref in refs(call.args) + refs(call.result):
-                if last[ref.id] == index:
-                    values.pop(ref.id, None)
-    return [values[ref.id] for ref in record.outputs]
-
-
-def _positional(func: Any, bound: Mapping[str, Any], value: Callable[[Any], Any]) -> list[Any]:
-    return [value(bound[a.name]) for a in func._schema.arguments if a.name in bound and not a.kwarg_only]
-
-
-def _named(func: Any, bound: Mapping[str, Any], value: Callable[[Any], Any]) -> dict[str, Any]:
-    named = {a.name: bound[a.name] for a in func._schema.arguments if a.name in bound and a.kwarg_only}
-    return {name: value(argument) for name, argument in named.items() if argument is not None}
-
-
-def _results(result: Any, found: Any) -> dict[int, torch.Tensor]:
-    if isinstance(result, Ref):
-        return {result.id: found}
-    if isinstance(result, list):
-        return {ref.id: tensor for ref, tensor in zip(result, found, strict=True) if isinstance(ref, Ref)}
-    return {}

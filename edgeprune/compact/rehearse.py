@@ -14,7 +14,7 @@ from torch import nn
 
 from edgeprune.compact.eager import eager
 from edgeprune.compact.outputs import Output, compact
-from edgeprune.compact.program import replay
+from edgeprune.compact.replay import replay
 from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError, ModelError
@@ -45,9 +45,9 @@ def analyse(
         TraceError: The forward cannot be followed.
         ModelError: The network has no weights.
     """
-    model = enter(model).model
-    check_weights(model)
     inputs = as_inputs(inputs)
+    model = enter(model, inputs).model
+    check_weights(model)
     return rehearse(model, trace(model, inputs, rules), inputs, output)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from edgeprune.compact.eager import repaired
-from edgeprune.compact.program import Step, Uncapturable, capture, replay
+from edgeprune.compact.program import Uncapturable, capture
+from edgeprune.compact.replay import Step, replay
 from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference, check_training
 from edgeprune.errors import EdgePruneError

@@ -117,7 +117,7 @@ def check_repeated(
             where=user_line(error, kind),
             fix="keep no state between two forwards",
         ) from error
-    if len(first) == len(second) and all(map(_alike, first, second)):
+    if len(first) == len(second) and all(map(alike, first, second)):
         return
     raise TraceError(
         f"{kind} returns something else when it runs again on the same inputs",
@@ -126,7 +126,7 @@ def check_repeated(
     )
 
 
-def _alike(first: torch.Tensor, second: torch.Tensor) -> bool:
+def alike(first: torch.Tensor, second: torch.Tensor) -> bool:
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     if first.is_meta or first.numel() == 0:

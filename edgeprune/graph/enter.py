@@ -19,6 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from edgeprune.errors import ModelError, TraceError
+from edgeprune.graph.computed import written_down
 from edgeprune.values import Notice
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,12 @@ class Entered:
     notices: tuple[Notice, ...] = ()
 
 
-def enter(model: nn.Module) -> Entered:
+def enter(model: nn.Module, inputs: tuple[torch.Tensor, ...] | None = None) -> Entered:
     """Return the network without wrappers and computed weights; the very same object where it has none.
+
+    Args:
+        inputs: Example tensors. With them, layers that standardise their weight in forward are followed too: what is
+            written down for those must return the same on the examples.
 
     Raises:
         TraceError: It is a program of TorchScript, whose calls cannot be followed.
@@ -62,6 +67,10 @@ def enter(model: nn.Module) -> Entered:
         notices.append(Notice(code="baked", text=text, fix=fix))
     if names or _compiled_inside(inner) or _is_exported(inner):
         inner = bake(inner)
+    inner, paths = written_down(inner, inputs) if inputs is not None else (inner, ())
+    if paths:
+        text = f"{len(paths)} standardised weights were written down as they are now ({', '.join(paths[:3])})"
+        notices.append(Notice(code="baked", text=text, fix="train the result with its weights as plain parameters"))
     for notice in notices:
         logger.info("%s", notice.text)
     return Entered(model=inner, notices=tuple(notices))

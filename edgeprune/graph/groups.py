@@ -195,7 +195,8 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], rules: UserRules |
         TraceError: The forward fails, is not repeatable, or depends on the data in Python.
         ConfigError: A rule is for an operator that does not exist.
     """
-    model, inputs = enter(model).model, as_inputs(inputs)
+    inputs = as_inputs(inputs)
+    model = enter(model, inputs).model
     more = inputs.others if isinstance(inputs, Examples) else ()
     first = record(model, inputs, branches=bool(more), repeat=True)
     others = tuple(record(model, other, branches=True, repeat=True) for other in more)

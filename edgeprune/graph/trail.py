@@ -78,13 +78,20 @@ class Trail:
         found = function(call, left) if own is None else _own_sizes(own, call, left)
         return (call.func, found) if isinstance(found, dict) else found
 
-    def conv_groups(self, alive: NDArray[np.bool_]) -> dict[str, int]:
-        """Return the number of groups that is left of grouped convolutions, by the path of the module that calls it."""
+    def left(self, index: int, ref: Ref, alive: NDArray[np.bool_]) -> list[NDArray[np.bool_] | None]:
+        """Return which positions of an argument or result of a call stay, per dimension; None where all of them do."""
+        before, after = self._steps[index]
+        found = _Left(self, before, after, alive, {})
+        return [found.mask(after if ref.id in after else before, ref, axis) for axis in range(len(ref.shape))]
+
+    def groups_left(self, alive: NDArray[np.bool_]) -> dict[str, int]:
+        """Return how many groups grouped convolutions and group norms still have, by the path of the calling module."""
         masks: dict[int, NDArray[np.bool_] | None] = {}
         found: dict[str, int] = {}
         for call, (before, after) in zip(self.record.calls, self._steps, strict=True):
-            if call.name.startswith("conv") and call.args.get("groups", 1) > 1:
-                found[call.module] = int(self._resized(call, before, after, alive, masks)[1]["groups"])
+            name = "num_groups" if call.name == "group_norm" else "groups"
+            if call.name.startswith(("conv", "group_norm")) and call.args.get(name, 1) > 1:
+                found[call.module] = int(self._resized(call, before, after, alive, masks)[1][name])
         return found
 
     def at_line(self, where: str) -> Ids:
@@ -146,22 +153,22 @@ class _Left:
     masks: dict[int, NDArray[np.bool_] | None]
 
     def kept(self, ref: Ref, axis: int) -> NDArray[np.bool_]:
-        mask = self._mask(self.before, ref, axis)
+        mask = self.mask(self.before, ref, axis)
         return np.ones(ref.shape[axis], dtype=bool) if mask is None else mask
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
-        masks = [self._mask(self.after, ref, axis) for axis in range(len(ref.shape))]
+        masks = [self.mask(self.after, ref, axis) for axis in range(len(ref.shape))]
         return tuple(size if mask is None else int(mask.sum()) for size, mask in zip(ref.shape, masks, strict=True))
 
     def cut(self, ref: Ref) -> bool:
         """Tell whether anything of an argument or result goes."""
         return any(
-            self._mask(labels, ref, axis) is not None
+            self.mask(labels, ref, axis) is not None
             for labels in (self.before, self.after)
             for axis in range(len(labels.get(ref.id, ())))
         )
 
-    def _mask(self, labels: Labels, ref: Ref, axis: int) -> NDArray[np.bool_] | None:
+    def mask(self, labels: Labels, ref: Ref, axis: int) -> NDArray[np.bool_] | None:
         if axis >= len(labels.get(ref.id, ())):
             return None
         label = labels[ref.id][axis]

@@ -195,6 +195,47 @@ def finetune(
     return result.model
 
 
+def reconstruct(
+    small: nn.Module,
+    model: nn.Module,
+    plan: PrunePlan,
+    inputs: Inputs,
+    *,
+    data: Batches,
+    rules: Sequence[Entry] = (),
+    **settings: Any,
+) -> nn.Module:
+    """Return the pruned network with weights solved so that every layer comes closest to the dense network's.
+
+    No training: least squares on unlabelled inputs, layer by layer. The weights are the old ones where the outputs of
+    samples that were not used did not get closer.
+
+    Args:
+        small: What `apply` returned, or the same after training.
+        model: The dense network that the plan was made for.
+        inputs: As for `plan`; the samples of the data must have their shape.
+        data: Batches, labels allowed.
+        settings: Settings of the section `reconstruct`, such as `samples=256`.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range, or the plan does not fit.
+        ModelError: There is no sample of the right shape, or a layer's inputs are not finite.
+    """
+    from edgeprune.config import validate
+    from edgeprune.graph.rules.custom import load_rules
+    from edgeprune.reconstruct import Settings, reconstruct_plan
+
+    config = validate({"reconstruct": settings}, "reconstruct()").reconstruct
+    found = Settings(
+        samples=config.samples,
+        memory_bytes=config.memory_mb << 20,
+        max_unknowns=config.max_unknowns,
+        ridge=config.ridge,
+    )
+    source = _iterate(data)
+    return reconstruct_plan(small, model, plan, as_inputs(inputs), source, found, load_rules(rules)).model
+
+
 def recalibrate(model: nn.Module, data: Batches, *, batches: int = 32) -> nn.Module:
     """Return a copy of the network whose BatchNorm statistics are those of the first batches of the data."""
     from edgeprune.training import recalibrate as exact_statistics

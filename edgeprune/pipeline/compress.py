@@ -114,15 +114,24 @@ def _stages(session: Session) -> Json:
     dense = stages.baseline(session)
     _check_metric(session, dense)
     applied = stages.apply(session, planned)
-    recalibrated = stages.recalibrate(session, applied)
-    sparse = stages.sparsify(session, recalibrated or applied)
-    final = stages.finetune(session, sparse or recalibrated or applied)
+    solved = stages.reconstruct(session, applied)
+    recalibrated = stages.recalibrate(session, applied, solved)
+    left = recalibrated or solved or applied
+    sparse = stages.sparsify(session, left)
+    final = stages.finetune(session, sparse or left)
     exported = [
         stages.export(session, role, form, final) for form in config.export.formats for role in ("baseline", "model")
     ]
     stages.bench(session, exported)
     scores = [stages.accuracy(session, record) for record in exported]
-    records = {"dense": dense, "pruned": applied, "recalibrated": recalibrated, "sparse": sparse, "finetuned": final}
+    records = {
+        "dense": dense,
+        "pruned": applied,
+        "reconstructed": solved,
+        "recalibrated": recalibrated,
+        "sparse": sparse,
+        "finetuned": final,
+    }
     return _report(session, planned, records, list(zip(exported, scores, strict=True)))
 
 
@@ -193,6 +202,7 @@ def _gather(
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],
         "artifacts": [_artifact(exported, scored) for exported, scored in artifacts],
+        "reconstruction": _reconstruction(records["reconstructed"]),
         "compaction": {"output": pruned["output"], "check": pruned["check"]},
         "measurements": [row.as_dict() for row in rows],
         "comparisons": [value.as_dict() for value in compare_rows(rows, prepared.config.bench.practical)],
@@ -215,6 +225,12 @@ def _sparsity(
     names = ("method", "layers", "weights", "zeros", "params")
     paths = [session.path(exported.facts["artifact"]["path"]) for exported, _ in artifacts]
     return {name: sparse.facts[name] for name in names} | {"files": file_rows(paths)}
+
+
+def _reconstruction(record: StageRecord | None) -> Json | None:
+    if record is None:
+        return None
+    return {key: value for key, value in record.facts.items() if key not in ("notices", "metrics")}
 
 
 def _artifact(exported: StageRecord, scored: StageRecord | None) -> Json:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from edgeprune.config import RunConfig
     from edgeprune.graph.enter import Entered
+    from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import Masks, PrunePlan
 
 REFERENCE = "network.toml"
@@ -56,6 +57,7 @@ class Loaded:
     seed: int
     notices: tuple[Notice, ...] = ()
     masks: Masks | None = None
+    rules: UserRules | None = None
 
 
 def save_state(path: Path, state: dict[str, torch.Tensor]) -> None:
@@ -250,6 +252,7 @@ def _open(folder: Path, reference: Json, weights: Path) -> Loaded:
         plan=plan,
         seed=reference["seed"],
         masks=load_masks(folder),
+        rules=rules,
     )
 
 
@@ -259,9 +262,10 @@ def _dense(
     from edgeprune.graph.enter import enter
 
     with seeded(seed, "model"):
-        entered = enter(build_model(workload, weights, trust_pickle))
+        model = build_model(workload, weights, trust_pickle)
     with seeded(seed, "inputs"):
-        return entered, example_inputs(workload)
+        inputs = example_inputs(workload)
+    return enter(model, inputs), inputs
 
 
 def _read_reference(folder: Path) -> Json:

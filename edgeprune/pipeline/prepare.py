@@ -86,10 +86,11 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         workload = load_workload(config.workload)
     check_functions(config, workload)
     with seeded(config.seed, "model"):
-        entered = enter(build_model(workload, config.weights, config.trust_pickle))
-    model = entered.model
+        model = build_model(workload, config.weights, config.trust_pickle)
     with seeded(config.seed, "inputs"):
         inputs = example_inputs(workload)
+    entered = enter(model, inputs)
+    model = entered.model
     load_rules(config.prune.rules)
     digests = {
         "workload code": code_digest(workload, model),

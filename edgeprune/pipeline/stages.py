@@ -27,6 +27,7 @@ from edgeprune.pipeline.tuning import (
     history_rows,
     recalibrated,
     recalibrates,
+    reconstructed,
     training_source,
     tuned,
     tuning_notice,
@@ -184,9 +185,49 @@ def network(session: Session, weights: str) -> nn.Module:
     return rebuild(prepared.model, chosen, load_state(session.path(weights)), prepared.inputs, rules)
 
 
-def recalibrate(session: Session, applied: StageRecord) -> StageRecord | None:
-    """Make the BatchNorm statistics those of the pruned network, where there are any and there is data."""
+def reconstruct(session: Session, applied: StageRecord) -> StageRecord | None:
+    """Solve for the weights that are left, on data or on made-up inputs; writes `reconstructed.safetensors`."""
     prepared = session.prepared
+    config = prepared.config.reconstruct
+    if config.samples == 0 or applied.facts["params"] == applied.facts["before"]["params"]:  # nothing was removed
+        return None
+    settings = {f"reconstruct.{name}": value for name, value in config.model_dump(mode="json").items()}
+    settings["seed"] = prepared.config.seed
+    inputs = prepared.digests | {rundir.PRUNED: applied.outputs[rundir.PRUNED]}
+    key = StageKey(stage="reconstruct", settings=settings, inputs=inputs)
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        from edgeprune.graph.rules.custom import load_rules
+        from edgeprune.pruning import PrunePlan
+
+        model, facts = reconstructed(
+            prepared.workload,
+            network(session, rundir.PRUNED),
+            prepared.model,
+            PrunePlan.load(session.path(rundir.PLAN)),
+            prepared.inputs,
+            config,
+            rules=load_rules(prepared.config.prune.rules),
+            listen=session.listen,
+        )
+        save_state(session.path(rundir.RECONSTRUCTED), model.state_dict())
+        metrics = evaluate(prepared.workload, model) if facts["improved"] else applied.facts["metrics"]
+        return (rundir.RECONSTRUCTED,), facts | {"metrics": metrics}
+
+    record = run_stage(session, key, work, subject=rundir.RECONSTRUCTED)
+    session.notices_of("reconstruct", record)
+    return record
+
+
+def recalibrate(session: Session, applied: StageRecord, solved: StageRecord | None) -> StageRecord | None:
+    """Make the BatchNorm statistics those of the pruned network, where there are any and there is data.
+
+    Args:
+        solved: The reconstruction, if there was one: where it helped, the statistics fit already.
+    """
+    prepared = session.prepared
+    if solved is not None and solved.facts["improved"]:
+        return None
     count = prepared.config.finetune.recalibrate_batches
     if not recalibrates(prepared.workload, prepared.model, count):
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import rundir
-from edgeprune.config import FinetuneConfig, RunConfig
+from edgeprune.config import FinetuneConfig, ReconstructConfig, RunConfig
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.pipeline import distributed, folders, planning
 from edgeprune.pipeline.digests import code_digest, seeded, state_digest
@@ -25,6 +25,7 @@ from edgeprune.pipeline.tuning import (
     history_rows,
     recalibrated,
     recalibrates,
+    reconstructed,
     training_source,
     tuned,
     tuning_notice,
@@ -168,7 +169,9 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
         reference, again = str(folder / folders.REFERENCE), "the same command"
         listen(Event(stage="run", state="run", facts={"folder": str(folder), "settings": reference, "resume": again}))
         metrics = {"pruned": evaluate(loaded.workload, loaded.model)}
-        start = _recalibrate(folder, loaded, config.finetune, metrics, listen)
+        start = _reconstruct(folder, loaded, config.reconstruct, metrics, listen)
+        if start is None:
+            start = _recalibrate(folder, loaded, config.finetune, metrics, listen)
         loaded = folders.open_pruned(folder, start)
         checkpoint = folder / f"{rundir.CHECKPOINT}{_finetune_key(loaded, config.finetune)}"
         rundir.remove_checkpoints(folder, checkpoint)
@@ -193,6 +196,27 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
         rundir.remove_checkpoints(folder)
         metrics["finetuned"] = evaluate(loaded.workload, result.model)
     return {"folder": str(folder), "metrics": metrics, "history": history, "best_epoch": result.best_epoch}
+
+
+def _reconstruct(
+    folder: Path, loaded: Loaded, config: ReconstructConfig, metrics: Json, listen: Listener
+) -> str | None:
+    """Solve for the weights that are left; return the file of weights to train from, None where that did not help."""
+    if config.samples == 0 or loaded.plan is None or loaded.masks is not None:  # it would fill the pruned weights
+        return None
+    listen(Event(stage="reconstruct", state="begin"))
+    with seeded(loaded.seed, "reconstruct"):
+        model, facts = reconstructed(
+            loaded.workload, loaded.model, loaded.dense, loaded.plan, loaded.inputs, config, rules=loaded.rules,
+            listen=listen,
+        )  # fmt: skip
+    for notice in facts["notices"]:
+        listen(Event(stage="reconstruct", state="notice", notice=Notice(**notice)))
+    if facts["improved"]:
+        folders.save_state(folder / rundir.RECONSTRUCTED, model.state_dict())
+        metrics["reconstructed"] = facts["metrics"] = evaluate(loaded.workload, model)
+    listen(Event(stage="reconstruct", state="done", facts=facts))
+    return rundir.RECONSTRUCTED if facts["improved"] else None
 
 
 def _recalibrate(folder: Path, loaded: Loaded, config: FinetuneConfig, metrics: Json, listen: Listener) -> str:

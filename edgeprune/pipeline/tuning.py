@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.config import FinetuneConfig
+from edgeprune.config import FinetuneConfig, ReconstructConfig
+from edgeprune.errors import ModelError, VerificationError
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.networks import evaluate, has_statistics
 from edgeprune.values import Json, Notice
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from edgeprune.pruning import Masks
+    from edgeprune.graph.flow import UserRules
+    from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.training import FinetuneResult, Progress
 
 Data = Callable[[], Iterable[Any]]
@@ -66,6 +68,75 @@ def recalibrated(workload: Workload, model: nn.Module, count: int) -> nn.Module:
 
     data, _ = training_source(workload)
     return recalibrate(model, itertools.islice(data() if data is not None else (), count))
+
+
+def reconstruction_source(workload: Workload) -> tuple[Data | None, str]:
+    """Return the batches whose inputs layers are solved on, for calibration or else for training, and their name."""
+    name = "calibration_data" if workload.calibration_data is not None else "train_data"
+    return (partial(batches, workload, name) if getattr(workload, name) is not None else None), name
+
+
+def _made_up_notice(workload: Workload, source: str) -> Notice:
+    measured = "" if workload.evaluate is not None else "; the accuracy was not measured"
+    return Notice(
+        code="made-up-data",
+        text=f"{workload.source} has no data: layers were solved on {source}{measured}",
+        fix="add  def calibration_data(): ...  (input batches, no labels needed; a few hundred samples do)",
+    )
+
+
+def reconstructed(
+    workload: Workload,
+    small: nn.Module,
+    dense: nn.Module,
+    plan: PrunePlan,
+    inputs: tuple[torch.Tensor, ...],
+    config: ReconstructConfig,
+    *,
+    rules: UserRules | None,
+    listen: Listener,
+) -> tuple[nn.Module, Json]:
+    """Return the pruned network with solved weights, and what is kept of it; the old weights where that fails.
+
+    Args:
+        listen: Gets `progress` events of the stage `reconstruct`.
+    """
+    from edgeprune.reconstruct import Settings, made_up, reconstruct_plan
+
+    settings = Settings(
+        samples=config.samples,
+        memory_bytes=config.memory_mb << 20,
+        max_unknowns=config.max_unknowns,
+        ridge=config.ridge,
+    )
+
+    def progress(done: int, total: int) -> None:
+        listen(Event(stage="reconstruct", state="progress", done=float(done), total=float(total)))
+
+    notices = []
+    try:
+        data, source = reconstruction_source(workload)
+        if data is None:
+            samples, shaped = made_up(dense, inputs, config.samples, progress=progress)
+            source = "inputs made up from BatchNorm statistics" if shaped else "noise"
+            notices.append(_made_up_notice(workload, source))
+            batches_found: Iterable[Any] = [(sample,) for sample in samples]
+        else:
+            batches_found = data()
+        result = reconstruct_plan(small, dense, plan, inputs, batches_found, settings, rules, progress)
+    except (ModelError, VerificationError) as error:  # the pruned weights are good, too: the run goes on with them
+        place = f" at {error.where}" if error.where else ""
+        notice = Notice(
+            code="not-reconstructed", text=f"nothing was reconstructed: {error.message}{place}", fix=error.fix
+        )
+        return small, {"improved": False, "layers": [], "left_out": [], "notices": [notice.as_dict()]}
+    if not result.improved:
+        text = (
+            f"reconstruction was undone: the error of the outputs went from {result.error_before:.3g} "
+            f"to {result.error_after:.3g} on samples that it had not seen"
+        )
+        notices.append(Notice(code="not-reconstructed", text=text, fix="give more or other calibration data"))
+    return result.model, result.facts() | {"source": source, "notices": [notice.as_dict() for notice in notices]}
 
 
 def tuned(

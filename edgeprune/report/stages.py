@@ -58,6 +58,20 @@ def zeros_text(facts: Json) -> str:
     return f"{share} of {q.count(facts['weights'])} weights in {layers} layer{'s' * (layers != 1)} are zero"
 
 
+def _describe_reconstruct(facts: Json) -> str:
+    if not facts["improved"]:
+        return "the pruned weights were kept"
+    layers = len({row["weight"] for row in facts["layers"]})
+    parts = [f"{layers} weights solved on {facts['samples']} samples{_of(facts)}"]
+    parts += [f"error of the outputs {facts['error_before']:.2f} -> {facts['error_after']:.2f}"]
+    return "  ".join([", ".join(parts), *filter(None, [metrics_text(facts.get("metrics"))])])
+
+
+def _of(facts: Json) -> str:
+    made_up = facts.get("source") not in (None, "calibration_data", "train_data")
+    return f" of {facts['source']}" if made_up else ""
+
+
 def _describe_metrics(facts: Json) -> str:
     return metrics_text(facts.get("metrics")) or "no evaluate() in the workload"
 
@@ -121,6 +135,7 @@ _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "plan": _describe_plan,
     "baseline": _describe_metrics,
     "apply": _describe_apply,
+    "reconstruct": _describe_reconstruct,
     "recalibrate": _describe_metrics,
     "sparsify": _describe_sparsify,
     "finetune": _describe_finetune,

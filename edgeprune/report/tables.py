@@ -128,6 +128,7 @@ def stages(metrics: Json) -> Table:
     steps = {
         "dense": "Dense network",
         "pruned": "After pruning",
+        "reconstructed": "After reconstruction",
         "recalibrated": "After BatchNorm recalibration",
         "sparse": "After weight pruning",
         "finetuned": "After fine-tuning",
