@@ -194,6 +194,24 @@ def test_zeros_that_a_file_does_not_hold_are_told(finished: RunResult) -> None:
         zeros_in(finished.folder / "result.json")
 
 
+def test_zeros_are_counted_in_every_floating_constant_of_a_file(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(torch.tensor([[0.0, 1.0], [0.0, -0.0]]).numpy(), "weight")
+    sizes = numpy_helper.from_array(torch.zeros(5, dtype=torch.int64).numpy(), "sizes")
+    tensor = numpy_helper.from_array(torch.tensor([0.0, 2.0]).numpy(), "constant")
+    nodes = [
+        helper.make_node("Constant", [], ["a"], value=tensor),
+        helper.make_node("Constant", [], ["b"], value_float=0.0),
+        helper.make_node("Add", ["x", "a"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], [weight, sizes])
+    onnx.save(helper.make_model(graph), tmp_path / "file.onnx")
+    assert zeros_in(tmp_path / "file.onnx") == 4
+
+
 @pytest.mark.parametrize(
     ("section", "name"),
     [

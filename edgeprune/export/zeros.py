@@ -26,7 +26,8 @@ def _onnx_constants(path: Path) -> Iterator[Any]:
     from onnx import numpy_helper
 
     graph = onnx.load_model(str(path)).graph
-    constants = [value.t for node in graph.node for value in node.attribute if node.op_type == "Constant"]
+    attributes = [value for node in graph.node if node.op_type == "Constant" for value in node.attribute]
+    constants = [value.t for value in attributes if value.type == onnx.AttributeProto.TENSOR]
     for tensor in (*graph.initializer, *constants):
         values = numpy_helper.to_array(tensor)
         if values.dtype.kind == "f":
