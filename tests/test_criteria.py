@@ -176,3 +176,17 @@ def test_a_shared_weight_is_counted_on_both_of_its_sides() -> None:
         relative(*values) for values in (absolute[0].sum(1), absolute[1].sum(1), absolute[1].sum(0), absolute[2].sum(0))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_large_weights_are_summed_in_pieces_without_a_difference(criterion: str) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 300, 3), nn.ReLU(), nn.Conv2d(300, 5, 3))
+    inputs = (torch.randn(1, 3, 9, 9),)
+    graph = trace(network, inputs)
+    found = score(network, graph, criterion, inputs=inputs)
+    power = 1 if criterion == "l1" else 2
+    for name, rows, columns in (("0", network[0], network[2]), ("2", network[2], network[4])):
+        parts = [rows.weight.detach().double().abs() ** power, columns.weight.detach().double().abs() ** power]
+        sums = [parts[0].sum((1, 2, 3)), parts[1].sum((0, 2, 3))]
+        expected = sum(part / part.mean() for part in sums)
+        np.testing.assert_allclose(found[name], expected.numpy(), rtol=1e-9)

@@ -279,3 +279,36 @@ def test_parts_of_a_parameter_that_only_other_inputs_read_are_pinned() -> None:
     graph = graph_of(Positions(), 2, 6, 4)
     assert [(group.name, group.size) for group in graph.free] == [("a", 8)]
     assert ("table", 0) not in graph.dims
+
+
+TENSORS = torch.randn(4, 8, 3, 3), torch.randn(4, 8), torch.rand(8), torch.rand(5)
+UNOWNED: dict[str, Callable[..., torch.Tensor]] = {
+    "convolution": lambda net, x: F.conv2d(net.conv(x), TENSORS[0]).flatten(1),
+    "linear": lambda net, x: F.linear(net.conv(x).mean((2, 3)), TENSORS[1]),
+    "statistics": lambda net, x: net.head(F.batch_norm(net.conv(x), TENSORS[2], TENSORS[2]).mean((2, 3))),
+    "bias": lambda net, x: F.linear(net.conv(x).mean((2, 3)), net.head.weight, TENSORS[3]),
+}
+
+
+@pytest.mark.parametrize("name", ["convolution", "linear", "statistics"])
+def test_tensors_that_are_no_parameters_hold_what_meets_them(name: str) -> None:
+    """Nothing would shrink a tensor that only the code knows."""
+    graph = graph_of(Net(UNOWNED[name], conv=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 5)))
+    assert by_name(graph)["conv"].pinned is not None
+
+
+def test_a_bias_that_is_no_parameter_holds_the_rows_and_nothing_else() -> None:
+    graph = graph_of(Net(UNOWNED["bias"], conv=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 5)))
+    assert by_name(graph)["conv"].pinned is None
+    assert by_name(graph)["head"].pinned is not None
+
+
+def test_a_norm_that_two_layers_share_ties_them() -> None:
+    def forward(net: Any, x: torch.Tensor) -> torch.Tensor:
+        return net.head(torch.cat([net.norm(net.first(x)), net.norm(net.second(x))], 1))
+
+    parts = {"first": nn.Conv2d(3, 8, 1), "second": nn.Conv2d(3, 8, 1), "norm": nn.BatchNorm2d(8)}
+    graph = graph_of(Net(forward, **parts, head=nn.Conv2d(16, 2, 1)))
+    gone = removed(graph, "first", 3)
+    assert gone[("first.weight", 0)] == gone[("second.weight", 0)] == gone[("norm.running_var", 0)] == [3]
+    assert gone[("head.weight", 1)] == [3, 11]

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgeprune.graph.capture import bind, output_tensors
+from edgeprune.graph.operators import bind
+from edgeprune.graph.structure import output_tensors
 
 TOLERANCE = 1e-4
 # Kept positions along dimensions of parameters and buffers; -1 stands for the inputs of all blocks of a grouped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from edgeprune.compact.attributes import guessed, repair_norms_, repair_sizes_, repair_torch_
-from edgeprune.compact.slice import changed_dims, sliced
+from edgeprune.compact.slice import changed_dims
 from edgeprune.compact.verify import Reference, check_training, run_
 from edgeprune.errors import EdgePruneError
 from edgeprune.values import Check
@@ -18,7 +18,7 @@ def repaired(reference: Reference, *, guess_sizes: bool) -> nn.Module | None:
         guess_sizes: Also replace integers in the user's modules that equal a changed size. None when there is none.
     """
     graph, masks = reference.graph, reference.masks
-    small = sliced(reference.model, graph, masks)
+    small = reference.small()
     repair_torch_(small, graph.trail.groups_left(graph.alive(reference.keep)))
     shapes = dict(graph.shapes)
     for names in graph.names.values():

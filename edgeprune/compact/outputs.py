@@ -15,7 +15,6 @@ from torch import nn
 from edgeprune.compact.eager import eager
 from edgeprune.compact.program import Captured, capture, same_calls
 from edgeprune.compact.replay import Step
-from edgeprune.compact.slice import sliced
 from edgeprune.compact.swap import swap
 from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError
@@ -104,7 +103,7 @@ def captured_whole(reference: Reference, steps: Sequence[Step], other: Record | 
         Uncapturable: The calls do not say all that the network does.
     """
     recorded = reference.graph.trail.record
-    small = sliced(reference.model, reference.graph, reference.masks)
+    small = reference.small()
     return capture(small, recorded, steps, recorded.spans[-1], other, type(reference.model).__name__)
 
 

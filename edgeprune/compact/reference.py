@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import VerificationError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import UNNUMBERED, attention_in_parts, bind, operator_name
+from edgeprune.graph.capture import UNNUMBERED, attention_in_parts
 from edgeprune.graph.classes import BLOCKED
 from edgeprune.graph.groups import Dim
+from edgeprune.graph.operators import bind, operator_name
 from edgeprune.graph.structure import aliases, copy_model, named_tensors, output_tensors
 
 Masks = dict[tuple[str, int], NDArray[np.bool_]]

@@ -15,7 +15,6 @@ from torch import nn
 from edgeprune.compact.eager import eager
 from edgeprune.compact.outputs import Output, compact
 from edgeprune.compact.replay import replay
-from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference
 from edgeprune.errors import EdgePruneError, ModelError
 from edgeprune.graph import ChannelGraph, trace
@@ -151,7 +150,7 @@ def _replayed(reference: Reference) -> None:
     """
     trail = reference.graph.trail
     steps = trail.resized(reference.graph.alive(reference.keep))
-    small = sliced(reference.model, reference.graph, reference.masks)
+    small = reference.small()
 
     def run(precise: bool) -> list[torch.Tensor]:
         if not precise:

@@ -23,13 +23,32 @@ def sliced(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
 
     Shared tensors stay shared. Numbers that modules hold still say the old sizes.
     """
+    return with_tensors(model, cut_tensors(model, masks))
+
+
+def cut_tensors(model: nn.Module, masks: Masks) -> dict[str, torch.Tensor]:
+    """Return the tensors that lose positions without them, by first name."""
     tensors = named_tensors(model)
     cuts: dict[str, dict[int, NDArray[np.bool_]]] = {}
     for (name, axis), mask in masks.items():
         cuts.setdefault(name, {})[axis] = mask
     with torch.no_grad():
-        replaced = {name: _cut(tensors[name], axes) for name, axes in cuts.items()}
-    return copy_model(model, replaced).eval()
+        return {name: _cut(tensors[name], axes) for name, axes in cuts.items()}
+
+
+def with_tensors(model: nn.Module, cut: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Return a copy of the network in evaluation mode with some tensors replaced.
+
+    Replaced parameters lie in the memory of the given ones, so that trials need no memory of their own: of several
+    copies only one may be kept.
+    """
+    own = {
+        name: nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+        if isinstance(tensor, nn.Parameter)
+        else tensor.clone()
+        for name, tensor in cut.items()
+    }
+    return copy_model(model, own).eval()
 
 
 def changed_dims(graph: ChannelGraph, masks: Masks) -> set[Dim]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import nn
 from edgeprune.compact.eager import repaired
 from edgeprune.compact.program import Uncapturable, capture
 from edgeprune.compact.replay import Step, replay
-from edgeprune.compact.slice import sliced
 from edgeprune.compact.verify import Reference, check_training
 from edgeprune.errors import EdgePruneError
 from edgeprune.graph.capture import Record, Ref, Span, attention_in_parts
@@ -34,7 +34,7 @@ def swap(
 ) -> tuple[nn.Module, Check, tuple[str, ...]] | None:
     """Return the user's network with some modules captured, its comparison and their paths; None when that fails."""
     recorded = reference.graph.trail.record
-    small = sliced(reference.model, reference.graph, reference.masks)
+    small = reference.small()
     try:
         expected = _expected(recorded, steps, named_tensors(small), reference.inputs)
     except EdgePruneError:
@@ -127,8 +127,12 @@ def _expected(
 
 
 def _trace(tensor: torch.Tensor) -> Trace:
-    values = tensor.detach().double() if not tensor.is_complex() else torch.view_as_real(tensor).double()
-    values = values.nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30)
+    values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    if values.dtype in (torch.float32, torch.float64):
+        total, size = float(values.sum()), float(values.abs().sum())
+        if isfinite(size):
+            return tuple(tensor.shape), total, size
+    values = values.double().nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30)
     return tuple(tensor.shape), float(values.sum()), float(values.abs().sum())
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgeprune.compact.reference import masked_copy, reference_outputs
+from edgeprune.compact.slice import cut_tensors, with_tensors
 from edgeprune.errors import EdgePruneError, ModelError, VerificationError
 from edgeprune.graph import ChannelGraph
 from edgeprune.graph.structure import double_copy, output_tensors, shared_copy
@@ -36,6 +37,17 @@ class Reference:
     ) -> None:
         self.model, self.graph, self.keep, self.inputs = model, graph, keep, inputs
         self.masks = graph.masks(keep)
+
+    @cached_property
+    def _cut(self) -> dict[str, torch.Tensor]:
+        return cut_tensors(self.model, self.masks)
+
+    def small(self) -> nn.Module:
+        """Return a copy of the network with its tensors cut and nothing else changed, as `sliced` does.
+
+        Its weights lie in the same memory as those of other copies from here: only one of them may be kept.
+        """
+        return with_tensors(self.model, self._cut)
 
     @cached_property
     def outputs(self) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import ModelError, TraceError
 from edgeprune.graph.checks import check_outputs, check_repeated, failed, own_inputs, reads_refused
+from edgeprune.graph.operators import bind, facts_of, tensors_in, written_tensors
 from edgeprune.graph.results import take_apart
-from edgeprune.graph.structure import output_tensors, shared_copy
+from edgeprune.graph.structure import named_tensors, output_tensors, shared_copy
 
 # Operators that turn tensor data into Python numbers; on data from the inputs they mean data-dependent control flow.
 # `numpy()` and `tolist()` show themselves by the `resolve_neg` that they call before they read.
@@ -39,6 +41,8 @@ UNNUMBERED = frozenset({"detach", "contiguous"})
 # Operators that pick positions by the values of a tensor; constant values are kept so that labels can follow them.
 _PICKS = frozenset({"index_select", "index", "gather", "take_along_dim", "index_put", "index_add", "index_copy"})
 _MAX_PICKED = 1 << 20
+_PLAIN = frozenset({type(None), bool, int, float, str})
+_ONE_TENSOR = pytree.tree_flatten(((torch.empty(0),), {}))[1]
 _IDENTITIES = itertools.count(1)
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _TORCH = str(Path(torch.__file__).resolve().parent)
@@ -156,22 +160,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        base = operator_name(func)
-        inputs = _tensors((args, kwargs))
+        facts = facts_of(func)
+        base = facts.name
+        inputs = tensors_in((args, kwargs))
         depends = any(_storage(tensor) in self._from_inputs and id(tensor) not in self._counts for tensor in inputs)
         where = source_line()
         if base in _READS and depends:
             if not self.branches or base not in _BRANCHES:
                 return self._answer(func(*args, **kwargs), base, where)
             self.reads.append(where)
-        if any(_storage(tensor) in self._parameters for tensor in _written(func, args, kwargs)):
+        if facts.writes and any(_storage(tensor) in self._parameters for tensor in written_tensors(func, args, kwargs)):
             self.refusal = TraceError(
                 "the network writes to one of its parameters in forward",
                 where=where,
                 fix="make it a buffer: self.register_buffer(...)",
             )
             raise self.refusal
-        if torch.Tag.nondeterministic_seeded in func.tags and not self.random:
+        if facts.random and not self.random:
             self.random = where
         for tensor in inputs:
             if id(tensor) not in self._alive:
@@ -179,7 +184,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         picked = self._picked(inputs) if base in _PICKS else {}
         bound = self.refer(bind(func, args, kwargs))  # shapes as they are before an in-place change
         result = func(*args, **kwargs)
-        outputs = _tensors(result)
+        outputs = tensors_in(result)
         if base == "_pack_padded_sequence":
             self._batch_sizes.add(id(outputs[1]))
         if self._counts_sequences(base, args):
@@ -193,7 +198,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 func=func,
                 args=bound,
                 result=self.refer(result),
-                pointwise=torch.Tag.pointwise in func.tags,
+                pointwise=facts.pointwise,
                 where=where,
                 module=self.module,
                 depends=depends or any(id(tensor) in self._known for tensor in inputs),
@@ -225,9 +230,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._alive[key] = value
             return Ref(self._identity[key], tuple(value.shape), value.dtype)
         if isinstance(value, dict):
-            return {key: self.refer(item) for key, item in value.items()}
+            return {key: item if type(item) in _PLAIN else self.refer(item) for key, item in value.items()}
         if isinstance(value, tuple | list):
-            return [self.refer(item) for item in value]
+            return [item if type(item) in _PLAIN else self.refer(item) for item in value]
         return value
 
     def _picked(self, inputs: list[torch.Tensor]) -> dict[int, torch.Tensor]:
@@ -292,12 +297,13 @@ def _recorded(
     working = shared_copy(model).train(training)
     names: dict[int, list[str]] = {}
     known: dict[int, torch.Tensor] = {}
-    for name, tensor in _named_tensors(working):
+    for name, tensor in named_tensors(working).items():
         if nn.parameter.is_lazy(tensor):
             raise ModelError(f"{name} has no shape yet", fix="run one forward before: model(*inputs)")
         names.setdefault(id(tensor), []).append(name)
         known[id(tensor)] = tensor
     own = own_inputs(model, inputs)
+    again = tuple(tensor.clone() for tensor in own)  # a forward may change its inputs in place
     recorder = Recorder(list(known.values()), own, branches=branches, denied=denied)
     hooks = _follow_modules(working, recorder)
     try:
@@ -315,7 +321,7 @@ def _recorded(
     returned = output_tensors(result)
     check_outputs(model, result, returned, training)
     if repeat and not training:
-        check_repeated(model, returned, lambda: _again(working, own_inputs(model, inputs)), recorder.random)
+        check_repeated(model, returned, lambda: _again(working, again), recorder.random)
     found = Record(
         calls=tuple(recorder.calls),
         tensors={recorder.refer(known[key]).id: found[0] for key, found in names.items()},
@@ -373,7 +379,7 @@ def source_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith((_TORCH, "<")) and not _own(path):
+        if _foreign(path):
             return f"{path}:{frame.f_lineno}"
         if frame.f_back is None:
             break
@@ -381,13 +387,11 @@ def source_line() -> str:
     return ""
 
 
-def _own(path: str) -> bool:
-    return path.startswith(_PACKAGE) and not path.startswith(str(Path(_PACKAGE) / "demo"))
-
-
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+@lru_cache(maxsize=1024)
+def _foreign(path: str) -> bool:
+    """Tell whether a file is neither torch's nor this package's; its demo counts as the user's."""
+    own = path.startswith(_PACKAGE) and not path.startswith(str(Path(_PACKAGE) / "demo"))
+    return not own and not path.startswith((_TORCH, "<"))
 
 
 def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
@@ -399,7 +403,7 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
             continue
 
         def enter(_module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-            stack.append((recorder.module, len(recorder.calls), pytree.tree_flatten((args, kwargs))))
+            stack.append((recorder.module, len(recorder.calls), _flat(args, kwargs)))
             recorder.module = path
 
         def leave(_module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
@@ -423,39 +427,11 @@ def _follow_modules(model: nn.Module, recorder: Recorder) -> list[Any]:
     return hooks
 
 
-def operator_name(func: Any) -> str:
-    """Return an operator's base name without overload and in-place underscore, such as `add`.
-
-    Operators that are not PyTorch's own keep their namespace and their name as it is, such as `mylib::add_`.
-    """
-    namespace, _, name = func._schema.name.rpartition("::")
-    if namespace not in ("", "aten", "prim", "prims"):
-        return str(func._schema.name)
-    return str(name[:-1] if name.endswith("_") and not name.endswith("__") else name)
-
-
-def bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by their names in the operator's schema, defaults included."""
-    bound: dict[str, Any] = {}
-    for position, argument in enumerate(func._schema.arguments):
-        if position < len(args):
-            bound[argument.name] = args[position]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        elif argument.has_default_value():
-            bound[argument.name] = argument.default_value
-    return bound
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """Return the tensors in any nesting of lists, tuples and dicts."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in _tensors(item)]
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
+def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """Return the leaves of arguments and their structure, as pytree does."""
+    if not kwargs and len(args) == 1 and isinstance(args[0], torch.Tensor):
+        return [args[0]], _ONE_TENSOR
+    return pytree.tree_flatten((args, kwargs))
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -464,15 +440,3 @@ def _storage(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except RuntimeError:  # sparse tensors have none
         return id(tensor)
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """Return the tensors that a call writes to."""
-    if not func._schema.is_mutable:
-        return []
-    return [
-        tensor
-        for position, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for tensor in _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
-    ]

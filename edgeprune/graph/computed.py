@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgeprune.graph.capture import bind, operator_name
 from edgeprune.graph.checks import alike, own_inputs
+from edgeprune.graph.operators import bind, operator_name, tensors_in
 from edgeprune.graph.structure import copy_model, named_tensors, output_tensors, shared_copy
 from edgeprune.workload import Examples
 
@@ -143,14 +142,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         name = operator_name(func)
         origin = 0
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             origin |= self.origin(tensor)
         if name in _STATISTICS and origin == _FROM_PARAMETERS:
             origin |= _FROM_STATISTICS
         if name in _USES and origin & _FROM_DATA:
             self.used.append(_weight_and_bias(name, bind(func, args, kwargs)))
         result = func(*args, **kwargs)
-        results = _tensors(result)
+        results = tensors_in(result)
         if torch.Tag.nondeterministic_seeded in func.tags or (origin & _FROM_DATA and not results):
             self.followed = False
         for tensor in results:
@@ -161,10 +160,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def origin(self, tensor: torch.Tensor) -> int:
         """Return what a tensor comes from, as flags."""
         return self._origin.get(_memory(tensor), 0)
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -171,14 +171,14 @@ class Flow:
         for call in self.record.calls:
             arguments, results = refs(call.args), refs(call.result)
             before = {ref.id: self.labels[ref.id] for ref in arguments if ref.id in self.labels}
-            self._follow(call)
+            self._follow(call, arguments, results)
             before.update({r.id: self.labels[r.id] for r in arguments if r.id not in before and r.id in self.labels})
             self.trail.append((before, {ref.id: self.labels[ref.id] for ref in results if ref.id in self.labels}))
         for number, other in enumerate(self.others, 1):
             self._number = number
             self._begin(other)
             for call in other.calls:
-                self._follow(call)
+                self._follow(call, refs(call.args), refs(call.result))
 
     def _begin(self, record: Record) -> None:
         """Take in the inputs of a record, and its parameters as those of the first record."""
@@ -192,9 +192,9 @@ class Flow:
                 name = record.tensors[key]
                 self.labels[key] = self.of(Ref(known[name], self.record.shapes[name]))
 
-    def _follow(self, call: Call) -> None:
-        if any(ref.id in self.activations for ref in refs(call.args)):
-            self.activations.update(ref.id for ref in refs(call.result))
+    def _follow(self, call: Call, arguments: Sequence[Ref], results: Sequence[Ref]) -> None:
+        if any(ref.id in self.activations for ref in arguments):
+            self.activations.update(ref.id for ref in results)
         self._where = call.where
         if call.name in self._own.rules:
             self._follow_own(call, self._own.rules[call.name])
@@ -254,11 +254,18 @@ class Flow:
     def of(self, ref: Ref) -> list[Label]:
         """Return the labels of a tensor, one per dimension; parameters get fresh atoms at first sight."""
         if ref.id not in self.labels:
-            known = ref.id in self._names
-            self.labels[ref.id] = [self.atoms.fresh(n) if known and n > 1 else None for n in ref.shape]
-            if self.parameter(ref) in self.in_blocks:
-                self.labels[ref.id][1] = None
+            self._first_seen(ref, {})
         return self.labels[ref.id]
+
+    def _first_seen(self, ref: Ref, given: Mapping[int, Ids]) -> None:
+        """Give a tensor its first labels; those of a parameter are new, apart from given ones by dimension."""
+        known = ref.id in self._names
+        self.labels[ref.id] = [
+            (given[axis] if axis in given else self.atoms.fresh(size)) if known and size > 1 else None
+            for axis, size in enumerate(ref.shape)
+        ]
+        if self.parameter(ref) in self.in_blocks:
+            self.labels[ref.id][1] = None
 
     def set(self, ref: Ref, labels: Sequence[Label]) -> None:
         """Give a result its labels, one per dimension. Dimensions of size 1 are fixed: what is left of them stays."""
@@ -275,10 +282,23 @@ class Flow:
 
     def join(self, a: Label, b: Label, call: Call, reason: str | None = None) -> None:
         """Make two labels of the same dimension equal at every position."""
+        if a is b:
+            return
         self.atoms.join(a, b, Pin(reason=reason or f"{call.name} ties it to something of fixed size", where=call.where))
+
+    def tie(self, label: Label, ref: Ref, axis: int, call: Call) -> None:
+        """Make a dimension of a tensor equal to a label: a parameter seen for the first time has that very label."""
+        name = self.parameter(ref)
+        new = name is not None and name not in self.in_blocks and ref.id not in self.labels
+        if new and label is not None and label.shape[1] == ref.shape[axis] > 1:
+            self._first_seen(ref, {axis: label})
+        else:
+            self.join(label, self.of(ref)[axis], call)
 
     def pin(self, label: Label, call: Call, reason: str, fix: str | None = None) -> None:
         """Forbid removal along a dimension."""
+        if label is None:
+            return
         self.atoms.pin(label, Pin(reason=reason, where=call.where, fix=fix))
 
     def produced(self, ref: Ref, dim: int) -> None:
@@ -339,10 +359,16 @@ def refs(value: Any) -> list[Ref]:
     if isinstance(value, Ref):
         return [value]
     if isinstance(value, dict):
-        return [ref for item in value.values() for ref in refs(item)]
-    if isinstance(value, tuple | list):
-        return [ref for item in value for ref in refs(item)]
-    return []
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    found: list[Ref] = []
+    for item in value:
+        if isinstance(item, Ref):
+            found.append(item)
+        elif isinstance(item, dict | tuple | list):
+            found.extend(refs(item))
+    return found
 
 
 def dims(value: int | Sequence[int] | None, rank: int) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,11 @@ from edgeprune.errors import TraceError
 from edgeprune.graph.balance import rigid
 from edgeprune.graph.blocks import crossing
 from edgeprune.graph.capture import Record, record
-from edgeprune.graph.classes import classify, shared_positions
+from edgeprune.graph.classes import Classes, classify, distinct
 from edgeprune.graph.constraints import balance, link, thin_out
 from edgeprune.graph.enter import enter
 from edgeprune.graph.flow import Contraction, Flow, UserRules, refs
+from edgeprune.graph.joins import distinct_pairs
 from edgeprune.graph.labels import Ids, Pin
 from edgeprune.graph.rules.custom import check_operators
 from edgeprune.graph.trail import Trail
@@ -293,9 +295,11 @@ def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool,
     statistics = _statistics(flow, number, 0)
     inner = [number[row].reshape(-1) for label in flow.inner if (row := atoms.resolve(label)) is not None]
     within = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *inner]))
-    groups = _describe(flow, dims, found.members, statistics, within)
+    groups = _describe(flow, found, statistics, within)
     names = [group.name for group in groups]
-    order = sorted(groups + _pinned_groups(flow, dims), key=lambda group: _position(flow, group))
+    place = {dim: number for number, dim in enumerate(flow.producers)}
+    described = groups + _pinned_groups(flow, dims)
+    order = sorted(described, key=lambda group: (place.get(group.producer, len(place)), group.name))
     return ChannelGraph(
         groups=tuple(_distinct_names(order)),
         dims=dims,
@@ -335,20 +339,20 @@ def _statistics(flow: Flow, number: Ids, record: int) -> tuple[Statistic, ...]:
     return tuple(found)
 
 
-def _describe(
-    flow: Flow, dims: dict[Dim, Ids], members: list[Ids], statistics: tuple[Statistic, ...], inner: Ids
-) -> list[Group]:
+def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], inner: Ids) -> list[Group]:
     """Name every group after the weight that makes its channels and list what is tied to it."""
+    dims, members = classes.dims, classes.members
     holders: list[list[Dim]] = [[] for _ in members]
     group_of = np.zeros(sum(map(len, members)), dtype=np.int64)
     for index, units in enumerate(members):
         group_of[units] = index
     overlapping: list[set[int]] = [set() for _ in members]
+    held = {id(units): np.unique(group_of[units[units >= 0]]).tolist() for units in distinct(dims)}
     for dim, units in dims.items():
-        present = np.unique(group_of[units[units >= 0]]).tolist()
-        for index in present:
+        for index in held[id(units)]:
             holders[index].append(dim)
-        for a, b in np.unique(group_of[shared_positions(units)], axis=1).T.tolist():
+    for shared in classes.shared:
+        for a, b in distinct_pairs(group_of[shared]).T.tolist():
             overlapping[a].add(b)
             overlapping[b].add(a)
     marked = {
@@ -358,6 +362,8 @@ def _describe(
         for index in np.unique(group_of[units[units >= 0]])
     }
     producers = {dim: order for order, dim in enumerate(flow.producers)}
+    in_heads = np.zeros(len(group_of), dtype=bool)
+    in_heads[inner[inner >= 0]] = True
     groups: list[Group] = []
     names: list[str] = []
     for index, units in enumerate(members):
@@ -366,35 +372,40 @@ def _describe(
         names.append(_unique(_module_of(producer[0]), names))
         tensors = tuple(dict.fromkeys(name for name, _ in holders[index]))
         made_by = dims[producer]
+        mine = (made_by >= 0) & (group_of[made_by] == index)
         groups.append(
             Group(
                 name=names[-1],
                 size=len(units),
-                channels=int(np.isin(made_by, units).any(axis=0).sum()),
-                units=_in_order_of_positions(units, made_by),
+                channels=int(mine.any(axis=0).sum()),
+                units=_in_order_of_positions(made_by, mine),
                 producer=producer,
                 tensors=tensors,
-                params=sum(int(np.prod(flow.record.shapes[name])) for name in tensors),
+                params=sum(prod(flow.record.shapes[name]) for name in tensors),
                 statistics=index in marked,
-                inside_heads=bool(np.isin(units, inner).any()),
+                inside_heads=bool(in_heads[units].any()),
             )
         )
     return [replace(g, overlaps=tuple(sorted(names[i] for i in overlapping[n]))) for n, g in enumerate(groups)]
 
 
-def _in_order_of_positions(units: Ids, label: Ids) -> Ids:
-    """Return units in the order in which they first appear along a dimension, so that unit numbers read as channels."""
-    rows, positions = np.nonzero(np.isin(label, units))
-    found, first = np.unique(label[rows, positions][np.argsort(positions, kind="stable")], return_index=True)
+def _in_order_of_positions(units: Ids, mine: NDArray[np.bool_]) -> Ids:
+    """Return the marked units in the order in which they first appear along a dimension, so that they read as channels.
+
+    Args:
+        units: Along the dimension, shape (layers, size).
+    """
+    rows, positions = np.nonzero(mine)
+    found, first = np.unique(units[rows, positions][np.argsort(positions, kind="stable")], return_index=True)
     return found[np.argsort(first)]
 
 
 def _pinned_groups(flow: Flow, dims: Mapping[Dim, Ids]) -> list[Group]:
     """Return one entry per pinned set of channels, named after the first weight that makes them."""
     found: dict[int, tuple[Pin, list[Dim], int]] = {}
+    keys = {name: key for key, name in flow.record.tensors.items()}
     for name, axis in [*flow.producers, *_unlisted(flow, dims)]:
-        key = next(key for key, known in flow.record.tensors.items() if known == name)
-        label = flow.labels[key][axis]
+        label = flow.labels[keys[name]][axis]
         if label is None:
             continue
         resolved = flow.atoms.resolve(label)
@@ -416,7 +427,7 @@ def _pinned_groups(flow: Flow, dims: Mapping[Dim, Ids]) -> list[Group]:
             units=np.zeros(0, dtype=np.int64),
             producer=made[0],
             tensors=tuple(dict.fromkeys(name for name, _ in made)),
-            params=sum(int(np.prod(flow.record.shapes[name])) for name in dict.fromkeys(name for name, _ in made)),
+            params=sum(prod(flow.record.shapes[name]) for name in dict.fromkeys(name for name, _ in made)),
             pinned=pin.reason,
             where=pin.where,
             fix=pin.fix,
@@ -433,11 +444,6 @@ def _unlisted(flow: Flow, dims: Mapping[Dim, Ids]) -> list[Dim]:
         for key, name in flow.record.tensors.items()
         if name not in listed and len(flow.labels.get(key, ())) > 1
     ]
-
-
-def _position(flow: Flow, group: Group) -> tuple[int, str]:
-    order = flow.producers.index(group.producer) if group.producer in flow.producers else len(flow.producers)
-    return order, group.name
 
 
 def _module_of(tensor: str) -> str:

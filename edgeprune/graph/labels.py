@@ -12,15 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ids = NDArray[np.int64]
+from edgeprune.graph.joins import MEMORY, Structures, connected
+from edgeprune.graph.joins import Ids as Ids
+
 Label = Ids | None
 
 MAX_LAYERS = 8
 MAX_FACTORS = 4
+FIRST = 1 << 14  # atoms that there is room for before more is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +37,20 @@ class Pin:
 
 
 class Atoms:
-    """The growing set of atoms of one network, with their merges, refinements and pins."""
+    """The growing set of atoms of one network, with their merges, refinements and pins.
 
-    def __init__(self) -> None:
-        self._parent: Ids = np.zeros(1024, dtype=np.int64)
-        self._pinned = np.zeros(1024, dtype=bool)
-        self._refined = np.zeros(1024, dtype=bool)
+    Args:
+        memory: How many structures of joins are remembered.
+    """
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self._structures = Structures(memory)
+        self._parent: Ids = np.zeros(FIRST, dtype=np.int64)
+        self._pinned = np.zeros(FIRST, dtype=bool)
+        self._refined = np.zeros(FIRST, dtype=bool)
         self._pinned[0] = True
         self._count = 1
-        self._factors = np.zeros((1024, MAX_FACTORS), dtype=np.int64)
+        self._factors = np.zeros((FIRST, MAX_FACTORS), dtype=np.int64)
         self._reasons: dict[int, Pin] = {}
 
     @property
@@ -67,11 +76,13 @@ class Atoms:
     def find(self, ids: Ids) -> Ids:
         """Return the representative of every atom."""
         roots = self._parent[ids]
+        above = self._parent[roots]
+        if bool((above == roots).all()):
+            return roots
         while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
+            roots, above = above, self._parent[above]
+            if bool((above == roots).all()):
                 break
-            roots = above
         self._parent[ids] = roots
         return roots
 
@@ -114,17 +125,20 @@ class Atoms:
 
     def union(self, left: Ids, right: Ids) -> None:
         """Merge atoms pairwise; both arrays have the same shape. A merge with a pinned atom pins."""
-        a, b = self.find(left.reshape(-1)), self.find(right.reshape(-1))
+        self._unite(self.find(left.reshape(-1)), self.find(right.reshape(-1)))
+
+    def _unite(self, a: Ids, b: Ids) -> None:
+        """Merge representatives pairwise."""
         differ = a != b
         if not differ.any():
             return
         a, b = a[differ], b[differ]
-        nodes, index = np.unique(np.concatenate([a, b]), return_inverse=True)
-        if len(nodes) == 2 * len(a):  # nothing occurs twice: pairs, as where new atoms meet a label
+        if _apart(a, b):  # nothing occurs twice: pairs, as where new atoms meet a label
             self._pair(np.minimum(a, b), np.maximum(a, b))
             return
+        nodes, index = np.unique(np.concatenate([a, b]), return_inverse=True)
         half = len(index) // 2
-        count, component = _components(len(nodes), index[:half], index[half:])
+        count, component = connected(len(nodes), index[:half], index[half:])
         root = np.full(count, np.iinfo(np.int64).max)
         np.minimum.at(root, component, nodes)
         pinned = np.zeros(count, dtype=bool)
@@ -152,13 +166,17 @@ class Atoms:
         connected components of its values; an atom that meets one component becomes its alias, one that meets several
         is refined into their product. What a position still has on one side only is pinned with the given reason.
         """
+        if a is b or self._joined_plainly(a, b):
+            return
         a, b = self._fix_one_sided(a, b, pin)
         if a is None or b is None:
             return
         if len(a) == 1 and len(b) == 1:
-            self.union(a[0], b[0])
+            self._unite(a[0], b[0])
             return
         if a.shape == b.shape and np.array_equal(a, b):
+            return
+        if self._follows(a, b) or self._follows(b, a):
             return
         self._refine(a, b, pin)
         while True:
@@ -169,6 +187,17 @@ class Atoms:
             if not len(lonely):
                 return
             self.pin(lonely, pin)
+
+    def _joined_plainly(self, a: Label, b: Label) -> bool:
+        """Merge two labels of one layer each, if nothing in them is pinned or refined."""
+        if a is None or b is None or len(a) > 1 or len(b) > 1:
+            return False
+        mine, other = self.find(a[0]), self.find(b[0])
+        both = np.concatenate([mine, other])
+        if bool((self._pinned[both] | self._refined[both]).any()):
+            return False
+        self._unite(mine, other)
+        return True
 
     def split(self, label: Label, sizes: Sequence[int], pin: Pin) -> list[Label]:
         """Return labels for the factors that a dimension is viewed as; their flattening is joined with it."""
@@ -182,10 +211,10 @@ class Atoms:
     def flatten(self, labels: Sequence[Label], sizes: Sequence[int]) -> Label:
         """Return the label of the dimension that several dimensions are merged into, row-major."""
         rows: list[Ids] = []
-        total = int(np.prod(sizes))
+        total = prod(sizes)
         for axis, label in enumerate(map(self.resolve, labels)):
             if label is not None:
-                inner = int(np.prod(sizes[axis + 1 :]))
+                inner = prod(sizes[axis + 1 :])
                 outer = total // (inner * sizes[axis])
                 rows.extend(np.tile(np.repeat(row, inner), outer) for row in label)
         return np.stack(rows) if rows else None
@@ -206,16 +235,10 @@ class Atoms:
 
     def _expand(self, ids: Ids) -> Ids:
         """Write refined atoms out once: a row with products becomes as many rows as its longest product."""
-        rows: list[Ids] = []
-        for row in ids:
-            refined = self._refined[row]
-            if not refined.any():
-                rows.append(row)
-                continue
-            table = self._factors[row].T.copy()
-            table[0, ~refined] = row[~refined]
-            rows.extend(self.find(line) for line in table if line.any())
-        return np.stack(rows)
+        table = self._factors[ids]  # nothing but 0 where an atom is not refined
+        table[..., 0] += np.where(self._refined[ids], 0, ids)
+        rows = table.transpose(0, 2, 1).reshape(-1, ids.shape[1])
+        return self.find(rows[rows.any(axis=1)])
 
     def _fix_one_sided(self, a: Label, b: Label, pin: Pin) -> tuple[Label, Label]:
         """Resolve both labels, pinning positions that are fixed on one side only, until none is left."""
@@ -237,101 +260,53 @@ class Atoms:
         found = None if label is None else self.explain(label)
         return pin if found is None else found[1]
 
+    def _follows(self, label: Ids, other: Ids) -> bool:
+        """Let the atoms of a label become those of another one, position by position, if it is free to.
+
+        It is where every position has one atom of its own, as where a new parameter meets a label. What `_refine` would
+        find is then known at once.
+        """
+        if len(label) > 1 or len(other) > MAX_FACTORS:
+            return False
+        places = np.flatnonzero(label[0])
+        own = label[0, places]
+        met = other[:, places]
+        if not _different(own) or np.isin(own, met).any():
+            return False
+        single = (met != 0).sum(axis=0) == 1
+        self.union(own[single], met[:, single].sum(axis=0))
+        self._factors[own[~single], : len(other)] = met[:, ~single].T
+        self._refined[own[~single]] = True
+        return True
+
     def _refine(self, a: Ids, b: Ids, pin: Pin) -> None:
         """Replace the atoms of both labels by the components that pairs of their layers have in common."""
-        region = _regions(np.concatenate([a, b]))
-        region_sizes = np.bincount(region)
-        met: list[Ids] = []
-        seen: set[bytes] = set()
-        for row_a in a:
-            for row_b in b:
-                component, count = _pair_components(row_a, row_b)
-                key = component.tobytes()
-                if key in seen:
-                    continue
-                seen.add(key)
-                atoms = self.fresh(count)[0]
-                says = np.append(~_says_nothing(component, count, row_a, row_b, region, region_sizes), False)
-                used = says[component]  # the last entry stands for positions without a component
-                met += [np.stack([row[used], atoms[component[used]]]) for row in (row_a, row_b)]
-        if not met:
-            return
-        pairs = _distinct_pairs(np.concatenate(met, axis=1))
-        old, first, times = np.unique(pairs[0], return_index=True, return_counts=True)
-        self.union(old[times == 1], pairs[1][first[times == 1]])
-        for atom, start, count in zip(old[times > 1].tolist(), first[times > 1], times[times > 1], strict=True):
-            if count <= MAX_FACTORS:
-                self._factors[atom, :count] = pairs[1][start : start + count]
+        atoms, found = self._structures.of(a, b)
+        components = self.fresh(found.components)[0]
+        self.union(atoms[found.once[0]], components[found.once[1]])
+        for value, met in found.several:
+            atom = atoms[value]
+            if len(met) <= MAX_FACTORS:
+                self._factors[atom, : len(met)] = components[met]
                 self._refined[atom] = True
-        self.pin(old[times > MAX_FACTORS], pin)
+            else:
+                self.pin(atoms[value : value + 1], pin)
         for label in (a, b):
             resolved = self.resolve(label)
             if resolved is not None and len(resolved) > MAX_LAYERS:
                 self.pin(label, pin)
 
 
-def _components(size: int, left: Ids, right: Ids) -> tuple[int, Ids]:
-    """Return the number of connected components of a graph and the component of every node.
-
-    Labels sink along edges, and along the labels themselves, until they rest: a few passes over the arrays, where a
-    sparse graph would take longer to build than to walk.
-    """
-    lowest = np.arange(size, dtype=np.int64)
-    while True:
-        low = np.minimum(lowest[left], lowest[right])
-        before = lowest.copy()
-        np.minimum.at(lowest, left, low)
-        np.minimum.at(lowest, right, low)
-        np.minimum.at(lowest, before, lowest)  # what a label's own node has learnt, the label learns
-        while not np.array_equal(lowest, lowest[lowest]):
-            lowest = lowest[lowest]
-        if np.array_equal(lowest, before):
-            break
-    roots, component = np.unique(lowest, return_inverse=True)
-    return len(roots), component
+def _different(ids: Ids) -> bool:
+    """Tell whether no atom occurs twice."""
+    return bool((ids[1:] > ids[:-1]).all()) or len(np.unique(ids)) == len(ids)
 
 
-def _pair_components(row_a: Ids, row_b: Ids) -> tuple[Ids, int]:
-    """Return the component of every position (-1 where a row is 0) and their number."""
-    used = (row_a != 0) & (row_b != 0)
-    component = np.full(len(row_a), -1, dtype=np.int64)
-    if not used.any():
-        return component, 0
-    values, index = np.unique(np.concatenate([row_a[used], row_b[used]]), return_inverse=True)
-    half = len(index) // 2
-    _, of_value = _components(len(values), index[:half], index[half:])
-    ids, compact = np.unique(of_value[index[:half]], return_inverse=True)
-    component[used] = compact
-    return component, len(ids)
-
-
-def _says_nothing(
-    component: Ids, count: int, row_a: Ids, row_b: Ids, region: Ids, region_sizes: Ids
-) -> NDArray[np.bool_]:
-    """Mark components that cover a whole region and mix several values of both rows."""
-    used = component >= 0
-    sizes = np.bincount(component[used], minlength=count)
-    where = np.full(count, -1, dtype=np.int64)
-    where[component[used]] = region[used]
-    whole: NDArray[np.bool_] = sizes == region_sizes[where]
-    return np.asarray(whole & (_distinct(component, row_a, count) > 1) & (_distinct(component, row_b, count) > 1))
-
-
-def _distinct(component: Ids, row: Ids, count: int) -> Ids:
-    """Return the number of different values of the row in every component."""
-    used = component >= 0
-    pairs = _distinct_pairs(np.stack([component[used], row[used]]))
-    return np.bincount(pairs[0], minlength=count)
-
-
-def _regions(rows: Ids) -> Ids:
-    """Return for every position the region it belongs to: positions that hang together through any row."""
-    size = rows.shape[1]
-    values, inverse = np.unique(rows, return_inverse=True)
-    inverse = inverse.reshape(rows.shape)
-    row_index, column = np.nonzero(rows)
-    _, component = _components(size + len(values), column, size + inverse[row_index, column])
-    return np.unique(component[:size], return_inverse=True)[1]
+def _apart(a: Ids, b: Ids) -> bool:
+    """Tell whether no atom occurs twice in two arrays together."""
+    if bool((a[1:] > a[:-1]).all() and (b[1:] > b[:-1]).all()) and (a[-1] < b[0] or b[-1] < a[0]):
+        return True
+    return _different(np.concatenate([a, b]))
 
 
 def _without_repeats(ids: Ids) -> Ids:
@@ -341,13 +316,6 @@ def _without_repeats(ids: Ids) -> Ids:
         for earlier in range(later):
             ids[later][ids[later] == ids[earlier]] = 0
     return ids[ids.any(axis=1)] if ids.any() else ids[:1]
-
-
-def _distinct_pairs(pairs: Ids) -> Ids:
-    """Return the different columns of an array of shape (2, n), sorted."""
-    width = int(pairs.max(initial=0)) + 1
-    keys = np.unique(pairs[0] * width + pairs[1])
-    return np.stack([keys // width, keys % width])
 
 
 def _missing(label: Ids, other: Ids) -> NDArray[np.bool_]:

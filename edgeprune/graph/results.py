@@ -46,8 +46,13 @@ class _Object:
         return made
 
 
+_ONE_TENSOR = Parts(pytree.tree_flatten(torch.empty(0))[1], (None,))
+
+
 def take_apart(result: Any) -> tuple[list[Any], Parts]:
     """Return the leaves of a result and how they make it up; objects that cannot be copied stay leaves."""
+    if isinstance(result, torch.Tensor):
+        return [result], _ONE_TENSOR
     leaves: list[Any] = []
     return leaves, _parts(result, leaves, frozenset())
 

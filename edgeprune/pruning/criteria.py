@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 Scores = dict[str, NDArray[np.float64]]
 CRITERIA = ("l1", "l2", "bn_scale", "taylor", "random")
 _EPSILON = 1e-12
+_CHUNK = 1 << 16  # values
 
 
 def score(
@@ -68,10 +69,9 @@ def score(
         values = _taylor(model, graph, train_step, batches)
     else:
         values = _magnitudes(model, graph, 1 if criterion == "l1" else 2)
-    scores = {}
-    for group in graph.free:
-        own = _norm_scales(model, graph, group) if criterion == "bn_scale" else None
-        scores[group.name] = _gather(graph, group, values) if own is None else own
+    scores = _gather(graph, graph.free, values)
+    if criterion == "bn_scale":
+        scores |= _norm_scales(model, graph)
     return scores
 
 
@@ -79,12 +79,35 @@ def _magnitudes(model: nn.Module, graph: ChannelGraph, power: int) -> dict[tuple
     """Return per position of every weight dimension the summed |w|**power of its slice, shape (size,)."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
     values = {}
+    sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for (name, axis), units in graph.dims.items():
         tensor = tensors.get(name)
-        if tensor is not None and tensor.dim() > 1:
-            weight = tensor.detach().double().abs() ** power
-            values[(name, axis)] = _sum_over_others(weight, axis, units.shape[1])
+        if tensor is None or tensor.dim() < 2:
+            continue
+        if axis == BLOCKED:
+            blocks = tensor.detach().chunk(units.shape[1] // tensor.shape[1])
+            found = torch.cat([_sum_over_others(_powers_summed(block, power)[1], 0) for block in blocks])
+        else:
+            if name not in sums:
+                sums[name] = _powers_summed(tensor.detach(), power)
+            found = sums[name][0] if axis == 0 else _sum_over_others(sums[name][1], axis - 1)
+        values[(name, axis)] = found.cpu().numpy()
     return values
+
+
+def _powers_summed(weight: torch.Tensor, power: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed |w|**power of every row, and of every position within the rows over all rows, in float64.
+
+    Some rows at a time, that a cache holds: a whole weight in float64 would be written to memory and read again.
+    """
+    width = max(weight[0].numel(), 1)
+    rows, columns = [], torch.zeros(width, dtype=torch.float64, device=weight.device)
+    for some in torch.split(weight.flatten(1), max(_CHUNK // width, 1)):
+        exact = some.to(torch.float64, copy=True)
+        powers = exact.abs_() if power == 1 else exact.square_()
+        rows.append(powers.sum(dim=1))
+        columns += powers.sum(dim=0)
+    return torch.cat(rows), columns.view(weight.shape[1:])
 
 
 def _taylor(
@@ -111,45 +134,44 @@ def _taylor(
         for (name, axis), units in graph.dims.items():
             tensor = tensors.get(name)
             if tensor is not None and tensor.dim() > 1 and tensor.grad is not None:
-                change = _sum_over_others((tensor.detach() * tensor.grad).double(), axis, units.shape[1]) ** 2
+                product = (tensor.detach() * tensor.grad).double()
+                if axis == BLOCKED:  # the inputs of every block apart
+                    product = product.reshape(units.shape[1] // product.shape[1], -1, *product.shape[1:])
+                    product = product.transpose(1, 2).flatten(0, 1)
+                change = _sum_over_others(product, max(axis, 0)).cpu().numpy() ** 2
                 values[(name, axis)] = values.get((name, axis), np.zeros_like(change)) + change
     if not values:
         raise ConfigError("criterion 'taylor' got no batch", fix="let train_data() return at least one batch")
     return values
 
 
-def _sum_over_others(tensor: torch.Tensor, axis: int, size: int) -> NDArray[np.float64]:
-    """Return the sums over all other dimensions; `BLOCKED` keeps the inputs of every block apart.
-
-    Args:
-        size: Positions along the axis.
-    """
-    if axis == BLOCKED:
-        tensor = tensor.reshape(size // tensor.shape[1], -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
-        axis = 0
+def _sum_over_others(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return the sums over all dimensions but one."""
     others = [dim for dim in range(tensor.dim()) if dim != axis]
-    result: NDArray[np.float64] = tensor.sum(dim=others).cpu().numpy()
-    return result
+    return tensor.sum(dim=others) if others else tensor
 
 
-def _gather(
-    graph: ChannelGraph, group: Group, values: dict[tuple[str, int], NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """Sum the values of a group's positions per unit; every tensor counts relative to its mean over the group."""
-    total = np.zeros(group.size)
-    number = np.full(graph.unit_count + 1, -1, dtype=np.int64)
-    number[group.units] = np.arange(group.size)
+def _gather(graph: ChannelGraph, groups: Iterable[Group], values: dict[tuple[str, int], NDArray[np.float64]]) -> Scores:
+    """Sum the values of the positions of every unit; every tensor counts relative to its mean over the group."""
+    chosen = list(groups)
+    totals = [np.zeros(group.size) for group in chosen]
+    group_of = np.full(graph.unit_count + 1, -1, dtype=np.int64)
+    for index, group in enumerate(chosen):
+        group_of[group.units] = index
     for dim, value in values.items():
-        units = number[graph.dims[dim]]
+        units = graph.dims[dim]
         rows, positions = np.nonzero(units >= 0)
-        if len(positions):
-            summed = np.bincount(units[rows, positions], weights=value[positions], minlength=group.size)
-            total += summed / (summed.mean() + _EPSILON)
-    return total
+        held = units[rows, positions]
+        summed = np.bincount(held, weights=value[positions], minlength=graph.unit_count)
+        present = np.bincount(group_of[held] + 1, minlength=len(chosen) + 1)[1:]
+        for index in np.flatnonzero(present).tolist():
+            own = summed[chosen[index].units]
+            totals[index] += own / (own.mean() + _EPSILON)
+    return {group.name: total for group, total in zip(chosen, totals, strict=True)}
 
 
-def _norm_scales(model: nn.Module, graph: ChannelGraph, group: Group) -> NDArray[np.float64] | None:
-    """Return the mean |scale| per unit over the group's normalisations, or None where it has none."""
+def _norm_scales(model: nn.Module, graph: ChannelGraph) -> Scores:
+    """Return the mean |scale| per unit over a group's normalisations, for the free groups that have any."""
     scales = {
         f"{path}.weight": module.weight.detach().double().abs().cpu().numpy()
         for path, module in model.named_modules()
@@ -157,11 +179,14 @@ def _norm_scales(model: nn.Module, graph: ChannelGraph, group: Group) -> NDArray
         and isinstance(module.weight, torch.Tensor)
         and module.weight.dim() == 1
     }
-    found = {dim: scales[dim[0]] for dim in graph.dims if dim[0] in scales and dim[0] in group.tensors}
-    if not found:
-        logger.info("group %s has no normalisation; bn_scale falls back to l2 there", group.name)
-        return None
-    return _gather(graph, group, found)
+    found = {dim: scales[dim[0]] for dim in graph.dims if dim[0] in scales}
+    normed = []
+    for group in graph.free:
+        if any(name in group.tensors for name, _ in found):
+            normed.append(group)
+        else:
+            logger.info("group %s has no normalisation; bn_scale falls back to l2 there", group.name)
+    return _gather(graph, normed, found)
 
 
 def first(batches: Iterable[Any], count: int) -> list[Any]:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgeprune.compact.replay import Replay, Step
-from edgeprune.graph.capture import Call, Ref, operator_name
+from edgeprune.graph.capture import Call, Ref
+from edgeprune.graph.operators import operator_name
 from edgeprune.reconstruct.solve import LeastSquares, Solution
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

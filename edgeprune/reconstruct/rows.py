@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from edgeprune.compact.replay import Step
-from edgeprune.graph.capture import Call, Ref, operator_name
+from edgeprune.graph.capture import Call, Ref
+from edgeprune.graph.operators import operator_name
 
 _CONVOLUTIONS = {f"{kind}{dims}d": dims for kind in ("conv", "conv_transpose") for dims in (1, 2, 3)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ def convolution(flow: Flow, call: Call) -> None:
     for label in [*labels[channel + 1 :], *flow.of(weight)[2:]]:
         flow.pin(label, call, "a kernel slides over it")
     read, written = (0, 1) if transposed else (1, 0)
+    if groups == 1:
+        flow.tie(labels[channel], weight, read, call)
     first, second = flow.of(weight)[read], flow.of(weight)[written]
     if groups == 1:
-        flow.join(labels[channel], first, call)
         out = second
     elif flow.parameter(weight) in flow.in_blocks:
         first = _in_blocks(flow, call, labels[channel], x.shape[channel], groups, weight)
@@ -37,9 +39,9 @@ def convolution(flow: Flow, call: Call) -> None:
     if not fixed_weight(flow, weight):
         flow.mark(call, {("input", channel): labels[channel]})
     if isinstance(bias, Ref):
-        flow.join(out, flow.of(bias)[0], call)
+        flow.tie(out, bias, 0, call)
     positions = x if transposed else call.result
-    macs = int(np.prod(weight.shape)) * _positions(positions, channel)
+    macs = prod(weight.shape) * _positions(positions, channel)
     flow.contracted(flow.parameter(weight), macs, [first, second, *labels[:channel]])
     flow.set(call.result, [*labels[:channel], out, *[None] * spatial])
 
@@ -57,7 +59,7 @@ def convolution_groups(call: Call, widths: Widths) -> dict[str, Any]:
 
 
 def _positions(ref: Ref, channel: int) -> int:
-    return int(np.prod(ref.shape[:channel]) * np.prod(ref.shape[channel + 1 :]))
+    return prod(ref.shape[:channel]) * prod(ref.shape[channel + 1 :])
 
 
 def _grouped(flow: Flow, call: Call, channels: Label, size: int, groups: int, weight: Ref, transposed: bool) -> Label:
@@ -112,15 +114,15 @@ def linear(flow: Flow, call: Call) -> None:
     """x (..., in) times weight (out, in)."""
     x, weight, bias = call.args["input"], call.args["weight"], call.args["bias"]
     labels = list(flow.of(x))
-    out, read = flow.of(weight) if len(weight.shape) == 2 else (None, flow.of(weight)[0])
-    flow.join(labels[-1], read, call)
+    flow.tie(labels[-1], weight, len(weight.shape) - 1, call)
+    out = flow.of(weight)[0] if len(weight.shape) == 2 else None
     if isinstance(bias, Ref) and bias.shape:
-        flow.join(out, flow.of(bias)[0], call)
+        flow.tie(out, bias, 0, call)
     if len(weight.shape) == 2:
         flow.produced(weight, 0)
     if not fixed_weight(flow, weight):
         flow.mark(call, {("input", len(labels) - 1): labels[-1]})
-    macs = int(np.prod(weight.shape)) * int(np.prod(x.shape[:-1]))
+    macs = prod(weight.shape) * prod(x.shape[:-1])
     flow.contracted(flow.parameter(weight), macs, [*flow.of(weight), *labels[:-1]])
     flow.set(call.result, [*labels[:-1], out][: len(call.result.shape)])
 
@@ -192,7 +194,7 @@ def _product(flow: Flow, call: Call, a: Ref, b: Ref) -> list[Label]:
     if len(b.shape) > 1:
         labels.append(right[-1])
     if tail == 2:
-        macs = int(np.prod(call.result.shape)) * a.shape[-1]
+        macs = prod(call.result.shape) * a.shape[-1]
         flow.contracted(flow.parameter(b) or flow.parameter(a), macs, [*labels, inner_a])
     return labels
 

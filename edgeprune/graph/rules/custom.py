@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 
 from edgeprune.errors import ConfigError, EdgePruneError
-from edgeprune.graph.capture import Record, operator_name
+from edgeprune.graph.capture import Record
 from edgeprune.graph.flow import RESIZES, RULES, Resize, Rule, UserRules
+from edgeprune.graph.operators import operator_name
 from edgeprune.workload import import_code
 
 

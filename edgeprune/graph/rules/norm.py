@@ -17,7 +17,7 @@ def per_channel(flow: Flow, call: Call) -> None:
     for name in ("weight", "bias", "running_mean", "running_var"):
         parameter = call.args.get(name)
         if isinstance(parameter, Ref):
-            flow.join(labels[1], flow.of(parameter)[0], call)
+            flow.tie(labels[1], parameter, 0, call)
     for label in [labels[0], *labels[2:]]:
         flow.pin(label, call, "normalised over this dimension")
     flow.set(call.result, labels)
