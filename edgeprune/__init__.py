@@ -40,11 +40,11 @@ from edgeprune.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from edgeprune.bench import Comparison, Measurement
-    from edgeprune.config import BenchConfig, ExportConfig, FinetuneConfig, PruneConfig, RunConfig
+    from edgeprune.config import BenchConfig, ExportConfig, FinetuneConfig, PruneConfig, RunConfig, SparsifyConfig
     from edgeprune.graph import ChannelGraph, trace
-    from edgeprune.pipeline.api import apply, compare, compress, finetune, plan, recalibrate, verify
+    from edgeprune.pipeline.api import apply, compare, compress, finetune, plan, recalibrate, sparsify, verify
     from edgeprune.pipeline.compress import RunResult, resume
-    from edgeprune.pruning import PrunePlan
+    from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.targets import Target, find_target, list_targets
     from edgeprune.values import Artifact, Check
     from edgeprune.workload import Workload, load_workload
@@ -57,11 +57,13 @@ _HOMES = {
     "Comparison": "edgeprune.bench",
     "ExportConfig": "edgeprune.config",
     "FinetuneConfig": "edgeprune.config",
+    "Masks": "edgeprune.pruning",
     "Measurement": "edgeprune.bench",
     "PruneConfig": "edgeprune.config",
     "PrunePlan": "edgeprune.pruning",
     "RunConfig": "edgeprune.config",
     "RunResult": "edgeprune.pipeline.compress",
+    "SparsifyConfig": "edgeprune.config",
     "Target": "edgeprune.targets",
     "Workload": "edgeprune.workload",
     "apply": "edgeprune.pipeline.api",
@@ -74,6 +76,7 @@ _HOMES = {
     "plan": "edgeprune.pipeline.api",
     "recalibrate": "edgeprune.pipeline.api",
     "resume": "edgeprune.pipeline.compress",
+    "sparsify": "edgeprune.pipeline.api",
     "trace": "edgeprune.graph",
     "verify": "edgeprune.pipeline.api",
 }
@@ -92,6 +95,7 @@ __all__ = [
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
+    "Masks",
     "Measurement",
     "MissingDependency",
     "ModelError",
@@ -101,6 +105,7 @@ __all__ = [
     "ResolveError",
     "RunConfig",
     "RunResult",
+    "SparsifyConfig",
     "StorageError",
     "Target",
     "TraceError",
@@ -121,6 +126,7 @@ __all__ = [
     "recalibrate",
     "reconstruct",
     "resume",
+    "sparsify",
     "trace",
     "verify",
 ]

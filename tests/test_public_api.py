@@ -27,6 +27,7 @@ NAMES = [
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
+    "Masks",
     "Measurement",
     "MissingDependency",
     "ModelError",
@@ -36,6 +37,7 @@ NAMES = [
     "ResolveError",
     "RunConfig",
     "RunResult",
+    "SparsifyConfig",
     "StorageError",
     "Target",
     "TraceError",
@@ -56,6 +58,7 @@ NAMES = [
     "recalibrate",
     "reconstruct",
     "resume",
+    "sparsify",
     "trace",
     "verify",
 ]

@@ -18,6 +18,7 @@ from edgeprune.pipeline import stages
 from edgeprune.pipeline.events import Event, Listener, ignore
 from edgeprune.pipeline.measuring import compare_rows
 from edgeprune.pipeline.prepare import Prepared, absolute_settings, default_output, prepare
+from edgeprune.pipeline.sparsity import file_rows
 from edgeprune.pipeline.stages import Session
 from edgeprune.pipeline.verdict import judge
 from edgeprune.rundir import RunDirectory, StageRecord
@@ -115,7 +116,9 @@ def _stages(session: Session) -> Json:
     applied = stages.apply(session, planned)
     solved = stages.reconstruct(session, applied)
     recalibrated = stages.recalibrate(session, applied, solved)
-    final = stages.finetune(session, recalibrated or solved or applied)
+    left = recalibrated or solved or applied
+    sparse = stages.sparsify(session, left)
+    final = stages.finetune(session, sparse or left)
     exported = [
         stages.export(session, role, form, final) for form in config.export.formats for role in ("baseline", "model")
     ]
@@ -126,6 +129,7 @@ def _stages(session: Session) -> Json:
         "pruned": applied,
         "reconstructed": solved,
         "recalibrated": recalibrated,
+        "sparse": sparse,
         "finetuned": final,
     }
     return _report(session, planned, records, list(zip(exported, scores, strict=True)))
@@ -193,6 +197,7 @@ def _gather(
         },
         "groups": planned.facts["groups"],
         "blocks": planned.facts.get("blocks", []),
+        "sparsity": _sparsity(session, records["sparse"], artifacts),
         "metrics": {name: record.facts["metrics"] if record else None for name, record in records.items()},
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],
@@ -209,6 +214,17 @@ def _gather(
     plain: Json = finite(result)
     plain["verdict"] = judge(plain, prepared.config)
     return plain
+
+
+def _sparsity(
+    session: Session, sparse: StageRecord | None, artifacts: list[tuple[StageRecord, StageRecord | None]]
+) -> Json | None:
+    """Return what was zeroed and what that does to the files; None where no single weight was pruned."""
+    if sparse is None:
+        return None
+    names = ("method", "layers", "weights", "zeros", "params")
+    paths = [session.path(exported.facts["artifact"]["path"]) for exported, _ in artifacts]
+    return {name: sparse.facts[name] for name in names} | {"files": file_rows(paths)}
 
 
 def _reconstruction(record: StageRecord | None) -> Json | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.config import RunConfig
+from edgeprune.config import RunConfig, SparsifyConfig
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline.digests import (
     absolute_rules,
@@ -185,11 +185,24 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
 
 
 def default_output(prepared: Prepared) -> Path:
-    """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget, with `-d25` for depth 0.25."""
+    """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget.
+
+    Depth 0.25 adds `-d25`, and weight pruning its method with what it was given, such as `-lamp80` or `-2of4`.
+    """
     prune = prepared.config.prune
     what = f"macs{prune.max_macs}" if prune.max_macs is not None else f"r{round(prune.ratio * 100)}"
     deep = f"-d{round(prune.depth * 100)}" if prune.depth > 0 else ""
-    return Path("runs") / f"{prepared.name}-{what}{deep}"
+    return Path("runs") / f"{prepared.name}-{what}{deep}{_sparse_name(prepared.config.sparsify)}"
+
+
+def _sparse_name(config: SparsifyConfig) -> str:
+    if config.method is None:
+        return ""
+    if config.pattern is not None:
+        return f"-{config.pattern.replace(':', 'of')}"
+    if config.amount is not None:
+        return f"-{config.block or config.method}{'-' * (config.block is not None)}{config.amount * 100:g}"
+    return f"-{config.method}{config.threshold or config.rate:g}"
 
 
 def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:

@@ -59,7 +59,7 @@ def make_plan(
     graph = hold(graph, config.keep, protected)
     _check_names(graph, config)
     wanted = config.max_macs is not None or config.ratio > 0 or any(config.ratios.values())
-    if not graph.free and (wanted or not blocks):
+    if not graph.free and wanted:
         raise NothingToPrune("no group can be pruned", fix=_reasons(graph))
     if not wanted:
         keep = {group.name: np.arange(group.size) for group in graph.free}

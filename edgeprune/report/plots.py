@@ -243,7 +243,8 @@ def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int 
     for key in dict.fromkeys([*validated, *(key for key in trained if key != "loss")]):
         if key not in seen:
             plots.append((key, [key] if key in trained and key != "loss" else [], [key] if key in validated else []))
-    before = metrics.get("recalibrated") or metrics.get("reconstructed") or metrics.get("pruned") or {}
+    last = next((key for key in ("sparse", "recalibrated", "reconstructed", "pruned") if metrics.get(key)), "pruned")
+    before = metrics.get(last) or {}
     figures = tuple(
         _curves(f"{name}-{index}", plot, history, (before, metrics.get("dense") or {}), best_epoch, run_mark(run))
         for index, plot in enumerate(plots[:4])
