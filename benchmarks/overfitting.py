@@ -140,9 +140,8 @@ def table(rows: list[Row]) -> str:
             changes = ["", ""] if arm in ("before", "dense") else [_interval(narrower), _interval(better)]
             means = [f"{100 * np.mean([row[key] for row in mine]):.1f}" for key in ("train", "test")]
             size = f"{np.mean([row['params'] for row in mine]):,.0f}"
-            lines.append(
-                f"| {network} | {arm} | {size} | {' | '.join(means)} | {100 * gaps.mean():.1f} | {' | '.join(changes)} |"
-            )
+            cells = [network, arm, size, *means, f"{100 * gaps.mean():.1f}", *changes]
+            lines.append(f"| {' | '.join(cells)} |")
     seeds = len({row["seed"] for row in rows})
     note = (
         f"Percent of images that are read right; {seeds} seeds. `before` is the dense network as it was trained, all "
