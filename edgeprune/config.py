@@ -59,13 +59,13 @@ class ReconstructConfig(Section):
 
     `memory_mb` bounds what the samples take while both networks run; fewer are used where they would take more.
     `ridge` replaces the choice by the number of rows per unknown. A layer with more than `max_unknowns` inputs to every
-    output keeps its weights.
+    output is solved on fewer rows, because of its memory.
     """
 
     samples: int = Field(512, ge=0)
     memory_mb: int = Field(2048, ge=1)
     ridge: float | None = Field(None, gt=0)
-    max_unknowns: int = Field(8192, ge=1)
+    max_unknowns: int = Field(4096, ge=1)
 
 
 # What each method of weight pruning needs, and what it may be given besides; `keep` goes with all of them.
