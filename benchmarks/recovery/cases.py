@@ -1,0 +1,122 @@
+"""The networks of the suite: trained weights from several seeds, and their data in three parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from edgeprune.workload import import_code
+
+WORKLOADS = Path(__file__).resolve().parent.parent / "workloads"
+Rows = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A network and its data.
+
+    Attributes:
+        build: Returns the trained network of a seed.
+        step: Returns the loss of a batch.
+        training: Inputs and labels to train on; calibration takes inputs of it.
+        validation: Returns the accuracy on held-out data, in percent; everything is chosen by it.
+        test: The same on test data.
+        heads: Names of the linear layers that make heads, and how many; Torch-Pruning has to be told.
+    """
+
+    name: str
+    build: Callable[[int], nn.Module]
+    step: Callable[[nn.Module, Any], torch.Tensor]
+    training: Rows
+    validation: Callable[[nn.Module], float]
+    test: Callable[[nn.Module], float]
+    batch_size: int
+    heads: dict[str, int] = field(default_factory=dict)
+
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """Return example inputs, a batch of 32."""
+        return (self.training[0][:32],)
+
+    def calibration(self, seed: int, count: int) -> list[tuple[torch.Tensor, ...]]:
+        """Return unlabelled batches, other ones for every seed, `count` samples in all."""
+        rows = self.training[0]
+        start = seed * 1024 % max(len(rows) - count, 1)
+        return [(batch,) for batch in rows[start : start + count].split(128)]
+
+    def labelled(self, seed: int, batches: int) -> list[list[torch.Tensor]]:
+        """Return batches of 128 for criteria that need gradients, from where the calibration samples begin."""
+        inputs, labels = self.training
+        start = seed * 1024 % max(len(inputs) - 128 * batches, 1)
+        chosen = slice(start, start + 128 * batches)
+        return [list(pair) for pair in zip(inputs[chosen].split(128), labels[chosen].split(128), strict=True)]
+
+    def epoch(self, seed: int) -> Iterable[list[torch.Tensor]]:
+        """Return all training batches in an order that the seed decides."""
+        order = torch.Generator().manual_seed(seed)
+        return DataLoader(TensorDataset(*self.training), self.batch_size, shuffle=True, drop_last=True, generator=order)
+
+
+def _of_workload(name: str, file: str, training: Callable[[ModuleType], Rows], batch_size: int, **more: Any) -> Case:
+    workload = import_code(str(WORKLOADS / file))
+
+    def test(model: nn.Module) -> float:
+        model.eval()
+        with torch.no_grad():
+            pairs = [([model(inputs).numpy()], (inputs, labels)) for inputs, labels in workload.test_data()]
+        return 100 * float(workload.evaluate_outputs(pairs)["top1"])
+
+    return Case(
+        name=name,
+        build=workload.trained,
+        step=workload.train_step,
+        training=training(workload),
+        validation=lambda model: 100 * float(workload.evaluate(model)["top1"]),
+        test=test,
+        batch_size=batch_size,
+        **more,
+    )
+
+
+def _images(workload: ModuleType) -> Rows:
+    fashion_mnist = import_code(str(WORKLOADS / "fashion_mnist.py"))
+    images, labels = fashion_mnist.training_split()
+    end = len(labels) - fashion_mnist.HELD_OUT
+    return images[:end], labels[:end]
+
+
+def resnet8() -> Case:
+    """Return the ResNet-8 on Fashion-MNIST, 0.31 M parameters."""
+    return _of_workload("resnet8", "fashion_mnist.py", _images, 128)
+
+
+def mobile() -> Case:
+    """Return the MobileNetV2-like network on Fashion-MNIST, 0.10 M parameters."""
+    return _of_workload("mobile", "fashion_mnist_mobile.py", _images, 128)
+
+
+def spam_lstm() -> Case:
+    """Return the LSTM on mails, 0.16 M parameters."""
+    return _of_workload("spam_lstm", "spam_lstm.py", lambda workload: workload.mails().training, 64)
+
+
+def tweets_transformer() -> Case:
+    """Return the Transformer on tweets, 0.2 M parameters."""
+    heads = {f"layers.{n}.attention.{role}": 4 for n in range(2) for role in ("query", "key", "value")}
+    return _of_workload(
+        "tweets_transformer", "tweets_transformer.py", lambda workload: workload.tweets().training, 64, heads=heads
+    )
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "resnet8": resnet8,
+    "mobile": mobile,
+    "spam_lstm": spam_lstm,
+    "tweets_transformer": tweets_transformer,
+}
