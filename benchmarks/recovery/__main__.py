@@ -33,8 +33,12 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in lines]
 
 
-def make(case: Case, seeds: list[int], shares: list[float], tools: tuple[str, ...], output: Path) -> None:
-    """Make the rows of a network that a results file lacks and append each as soon as it is known."""
+def make(case: Case, seeds: list[int], shares: list[float], wanted: list[tuple[str, str]], output: Path) -> None:
+    """Make the rows of a network that a results file lacks and append each as soon as it is known.
+
+    Args:
+        wanted: Tools and treatments.
+    """
     known = {key_of(row): row for row in read_rows(output)}
     with output.open("a", encoding="utf-8") as file:
 
@@ -47,29 +51,31 @@ def make(case: Case, seeds: list[int], shares: list[float], tools: tuple[str, ..
             if (case.name, seed, 1.0, "dense", "dense") not in known:
                 keep(dense_row(case, seed))
             for share in shares:
-                wanted = [(case.name, seed, share, tool, what) for tool in tools for what in TREATMENTS[tool]]
-                if all(key in known for key in wanted):
+                if all((case.name, seed, share, *pair) in known for pair in wanted):
                     continue
-                for row in Cell(case, seed, share).rows(tools, known):
+                for row in Cell(case, seed, share).rows(wanted, known):
                     keep(row)
 
 
 def say(row: Row) -> str:
     """Return one line about a row."""
     chosen = f"{row.get('criterion', '')} {row.get('scope', '')}".strip()
-    return (
-        f"{row['network']:20} seed {row['seed']} {row['share']:4}x {row['tool']:14} {row['treatment']:18} "
-        f"{row['test']:6.2f} {chosen:16} {row.get('cpu_s', '')}"
-    ).rstrip()
+    start = f"{row['network']:20} seed {row['seed']} {row['share']:4}x {row['tool']:14} {row['treatment']:18}"
+    if "failed" in row:
+        return f"{start} failed: {row['failed'][:100]}"
+    return f"{start} {row['test']:6.2f} {chosen:16} {row.get('cpu_s', '')}".rstrip()
 
 
 def main() -> int:
     """Make the missing rows, or print the table. Returns 2 when a package or the data are missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=list(CASES), action="append")
-    parser.add_argument("--seed", type=int, action="append", help="0, 1 and 2 have weights")
+    parser.add_argument(
+        "--seed", type=int, action="append", help="of calibration data, training order and chance; 0, 1, 2"
+    )
     parser.add_argument("--share", type=float, action="append", help="of the dense MACs, by default 0.5 and 0.25")
     parser.add_argument("--tool", choices=list(TREATMENTS), action="append")
+    parser.add_argument("--treatment", choices=list(dict.fromkeys(sum(TREATMENTS.values(), ()))), action="append")
     parser.add_argument("--table", action="store_true", help="print the table of the rows that are there and stop")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -81,6 +87,7 @@ def main() -> int:
         install = "pip install --no-deps torch-pruning==1.6.1, or --tool edgeprune"
         print(f"torch-pruning is not installed: {install}", file=sys.stderr)
         return 2
+    wanted = [(tool, name) for tool in tools for name in TREATMENTS[tool] if name in (arguments.treatment or [name])]
     torch.set_num_threads(1)
     for name in arguments.network or CASES:
         try:
@@ -88,7 +95,7 @@ def main() -> int:
         except FileNotFoundError as error:
             print(error, file=sys.stderr)
             return 2
-        make(case, arguments.seed or [0, 1, 2], arguments.share or list(SHARES), tools, arguments.output)
+        make(case, arguments.seed or [0, 1, 2], arguments.share or list(SHARES), wanted, arguments.output)
     return 0
 
 

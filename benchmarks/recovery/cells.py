@@ -1,7 +1,7 @@
 """One row per network, seed, share of the MACs, tool and treatment.
 
-Criterion and scope of a row are those with the best validation accuracy after its treatment; only their network meets
-the test data.
+Criterion, scope and learning rate of a row are those with the best validation accuracy after its treatment, chosen with
+the first seed that is run; the others use them again. Only the chosen network meets the test data.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -24,7 +24,7 @@ from edgeprune.graph.cost import count_macs, count_params
 from edgeprune.training.recalibrate import recalibrate
 
 Row = dict[str, Any]
-Key = tuple[str, str, str, int, float, str, str]
+Known = dict[tuple[Any, ...], Row]
 TOOLS = {"torch-pruning": torch_pruning_tool, "edgeprune": edgeprune_tool}
 SAMPLES, FEWER_SAMPLES = 512, 256
 LEARNING_RATES = (1e-3, 3e-4)
@@ -50,27 +50,63 @@ class Cell:
         self.calibration = case.calibration(seed, SAMPLES)
         self._made: dict[tuple[str, str, str], Candidate | UnmetError] = {}
 
-    def rows(self, tools: tuple[str, ...], known: dict[tuple[Any, ...], Row]) -> Iterator[Row]:
-        """Yield the rows that are not known yet."""
-        for tool in tools:
-            for treatment in TREATMENTS[tool]:
-                base = {"network": self.case.name, "seed": self.seed, "share": self.share}
-                base |= {"tool": tool, "treatment": treatment}
-                if key_of(base) in known:
-                    continue
-                row = base | self._row(tool, treatment, known) | {"version": _versions(tool)}
-                known[key_of(row)] = row
-                yield row
+    def rows(self, wanted: Iterable[tuple[str, str]], known: Known) -> Iterator[Row]:
+        """Yield the rows that are not known yet.
 
-    def _row(self, tool: str, treatment: str, known: dict[tuple[Any, ...], Row]) -> Row:
+        Args:
+            wanted: Tools and treatments.
+        """
+        for tool, treatment in wanted:
+            base = {"network": self.case.name, "seed": self.seed, "share": self.share}
+            base |= {"tool": tool, "treatment": treatment}
+            if key_of(base) in known:
+                continue
+            try:
+                row = base | self._row(tool, treatment, known)
+            except UnmetError as error:
+                row = base | {"failed": str(error)}
+            row["version"] = _versions(tool)
+            known[key_of(row)] = row
+            yield row
+
+    def _row(self, tool: str, treatment: str, known: Known) -> Row:
+        earlier = self._earlier(tool, treatment, known)
         if treatment in ("finetuned", "reconstructed_256"):
-            start = known[(self.case.name, self.seed, self.share, tool, STARTS[tool])]
-            make = self._finetuned if treatment == "finetuned" else self._from_fewer
-            return make(tool, start["criterion"], start["scope"])
-        treat = {"plain": copy.deepcopy, "recalibrated": self._recalibrated, "reconstructed": None}[treatment]
-        best: Row | None = None
-        chosen: nn.Module | None = None
+            start = self._earlier(tool, STARTS[tool], known)
+            if start is None or "failed" in start:
+                raise UnmetError(f"there is no network that is {STARTS[tool]}")
+            if treatment == "reconstructed_256":
+                return self._reused(tool, treatment, start["criterion"], start["scope"])
+            rates = LEARNING_RATES if earlier is None else (earlier["lr"],)
+            return self._finetuned(tool, start["criterion"], start["scope"], rates)
+        if earlier is not None:
+            if "failed" in earlier:
+                raise UnmetError(earlier["failed"])
+            return self._reused(tool, treatment, earlier["criterion"], earlier["scope"])
+        return self._searched(tool, treatment)
+
+    def _earlier(self, tool: str, treatment: str, known: Known) -> Row | None:
+        """Return the first row that was made with the same settings, of whatever seed."""
+        wanted = (self.case.name, self.share, tool, treatment)
+        names = ("network", "share", "tool", "treatment")
+        return next((row for row in known.values() if tuple(row[name] for name in names) == wanted), None)
+
+    def _treated(self, candidate: Candidate, treatment: str) -> tuple[nn.Module, float]:
+        """Return a pruned network after a treatment, and the CPU seconds that it took."""
+        started = time.process_time()
+        if treatment == "recalibrated":
+            model = self._recalibrated(candidate.model)
+        elif treatment == "reconstructed":
+            model = self._reconstructed(candidate, self.calibration)
+        elif treatment == "reconstructed_256":
+            model = self._reconstructed(candidate, self.case.calibration(self.seed, FEWER_SAMPLES))
+        else:
+            model = copy.deepcopy(candidate.model)
+        return model, time.process_time() - started
+
+    def _searched(self, tool: str, treatment: str) -> Row:
         tried: list[Row] = []
+        best: tuple[float, str, str, Candidate, nn.Module, float] | None = None
         for criterion in TOOLS[tool].CRITERIA:
             for scope in TOOLS[tool].SCOPES:
                 try:
@@ -78,18 +114,18 @@ class Cell:
                 except UnmetError as error:
                     tried.append({"criterion": criterion, "scope": scope, "unmet": str(error)})
                     continue
-                started = time.process_time()
-                model = treat(candidate.model) if treat else self._reconstructed(candidate, self.calibration)
-                spent = time.process_time() - started
-                found = {"criterion": criterion, "scope": scope, "validation": self._validation(model)}
-                tried.append(found)
-                if best is None or found["validation"] > best["validation"]:
-                    chosen = model
-                    best = found | {"macs": candidate.macs, "params": count_params(model)}
-                    best |= {"prune_cpu_s": round(candidate.prune_cpu_s, 3), "cpu_s": round(spent, 3)}
-        if best is None or chosen is None:
-            raise UnmetError(f"{self.case.name} at {self.share}: {tool} meets it with no criterion: {tried}")
-        return best | {"test": self._test(chosen), "tried": tried}
+                model, spent = self._treated(candidate, treatment)
+                validation = self._validation(model)
+                tried.append({"criterion": criterion, "scope": scope, "validation": validation})
+                if best is None or validation > best[0]:
+                    best = (validation, criterion, scope, candidate, model, spent)
+        if best is None:
+            raise UnmetError("; ".join(row["unmet"] for row in tried))
+        return self._facts(*best[1:]) | {"tried": tried}
+
+    def _reused(self, tool: str, treatment: str, criterion: str, scope: str) -> Row:
+        candidate = self._candidate(tool, criterion, scope)
+        return self._facts(criterion, scope, candidate, *self._treated(candidate, treatment))
 
     def _candidate(self, tool: str, criterion: str, scope: str) -> Candidate:
         key = (tool, criterion, scope)
@@ -112,30 +148,21 @@ class Cell:
     def _reconstructed(self, candidate: Candidate, calibration: list[tuple[torch.Tensor, ...]]) -> nn.Module:
         return edgeprune_tool.reconstructed(candidate, self.dense, self.case, calibration)
 
-    def _from_fewer(self, tool: str, criterion: str, scope: str) -> Row:
+    def _finetuned(self, tool: str, criterion: str, scope: str, rates: Sequence[float]) -> Row:
         candidate = self._candidate(tool, criterion, scope)
-        started = time.process_time()
-        model = self._reconstructed(candidate, self.case.calibration(self.seed, FEWER_SAMPLES))
-        spent = time.process_time() - started
-        return self._facts(criterion, scope, candidate, model, spent)
-
-    def _finetuned(self, tool: str, criterion: str, scope: str) -> Row:
-        candidate = self._candidate(tool, criterion, scope)
-        if tool == "edgeprune":
-            start = self._reconstructed(candidate, self.calibration)
-        else:
-            start = self._recalibrated(candidate.model)
-        tried, best, spent = [], start, 0.0
-        for lr in LEARNING_RATES:
+        start, _ = self._treated(candidate, STARTS[tool])
+        tried: list[Row] = []
+        best, lr, spent = start, rates[0], 0.0
+        for rate in rates:
             model = copy.deepcopy(start)
             started = time.process_time()
-            train_one_epoch_(model, self.case, self.seed, lr)
+            train_one_epoch_(model, self.case, self.seed, rate)
             spent = time.process_time() - started
-            tried.append({"lr": lr, "validation": self._validation(model)})
-            if tried[-1]["validation"] >= max(row["validation"] for row in tried):
-                best = model
-        facts = self._facts(criterion, scope, candidate, best, spent)
-        return facts | {"lr": max(tried, key=lambda row: row["validation"])["lr"], "tried": tried}
+            validation = self._validation(model)
+            if not tried or validation > max(row["validation"] for row in tried):
+                best, lr = model, rate
+            tried.append({"lr": rate, "validation": validation})
+        return self._facts(criterion, scope, candidate, best, spent) | {"lr": lr, "tried": tried}
 
     def _facts(self, criterion: str, scope: str, candidate: Candidate, model: nn.Module, spent: float) -> Row:
         return {
@@ -160,7 +187,11 @@ def dense_row(case: Case, seed: int) -> Row:
     """Return the row of the dense network of a seed."""
     model = case.build(seed).eval()
     return {
-        **{"network": case.name, "seed": seed, "share": 1.0, "tool": "dense", "treatment": "dense"},
+        "network": case.name,
+        "seed": seed,
+        "share": 1.0,
+        "tool": "dense",
+        "treatment": "dense",
         "validation": round(case.validation(fast(model)), 4),
         "macs": count_macs(model, case.inputs()),
         "params": count_params(model),

@@ -48,11 +48,13 @@ class Group:
 def table(rows: Iterable[Row]) -> str:
     """Return the results as Markdown."""
     latest = list({(r["network"], r["seed"], r["share"], r["tool"], r["treatment"]): r for r in rows}.values())
-    pairs = dict.fromkeys((row["network"], row["share"]) for row in latest if row["tool"] != "dense")
-    groups = [Group(network, share, latest) for network, share in pairs]
+    done = [row for row in latest if "failed" not in row]
+    pairs = dict.fromkeys((row["network"], row["share"]) for row in done if row["tool"] != "dense")
+    groups = [Group(network, share, done) for network, share in pairs]
     if not groups:
         return "There are no rows yet."
-    return "\n\n".join([_accuracy(groups), _goals(groups), _cost(groups), _choices(groups), _environment(latest)])
+    parts = [_accuracy(groups), _goals(groups), _cost(groups), _choices(groups), _failures(latest)]
+    return "\n\n".join([*filter(None, parts), _environment(latest)])
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -75,8 +77,10 @@ def _line(cells: Iterable[str]) -> str:
 
 def _accuracy(groups: Sequence[Group]) -> str:
     lines = [
-        "Test accuracy in percent, mean over seeds ± half of its 95 % interval. TP is Torch-Pruning, ep edgeprune, "
-        "BN recalibrated BatchNorm.",
+        (
+            "Test accuracy in percent, mean over seeds ± half of its 95 % interval. TP is Torch-Pruning, ep edgeprune, "
+            "BN recalibrated BatchNorm."
+        ),
         "",
         _line(["network", "MACs", "seeds", "dense", *(title for *_, title in COLUMNS)]),
         "|" + "---|" * (4 + len(COLUMNS)),
@@ -176,6 +180,14 @@ def _choices(groups: Sequence[Group]) -> str:
             cells.append(", ".join(f"{lr:g}" for lr in group.values(tool, "finetuned", "lr")))
         lines.append(_line([group.network, f"{group.share}x", *cells]))
     return "\n".join(lines)
+
+
+def _failures(rows: Sequence[Row]) -> str:
+    found: dict[str, str] = {}
+    for row in rows:
+        if "failed" in row and row["treatment"] != "finetuned":
+            found.setdefault(f"{row['tool']} on {row['network']} at {row['share']}x", row["failed"])
+    return "\n".join(f"No result: {what}: {why[:200]}" for what, why in found.items())
 
 
 def _environment(rows: Sequence[Row]) -> str:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.recovery.candidate import Candidate, nearest
+from benchmarks.recovery.candidate import TOLERANCE, Candidate, UnmetError, nearest
 from benchmarks.recovery.cases import Case
 from benchmarks.zoo.torch_pruning_tool import output_layers
 from edgeprune.graph.cost import count_macs
 
 CRITERIA = ("l1", "l2", "lamp", "bn_scale", "fpgm", "taylor", "random")
 SCOPES = ("local", "global")
-_BATCHES, _STEPS = 8, 14
+_BATCHES, _STEPS, _CLOSE = 8, 14, 0.004
+_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
 def prune(case: Case, dense: nn.Module, seed: int, share: float, criterion: str, scope: str) -> Candidate:
@@ -26,21 +27,58 @@ def prune(case: Case, dense: nn.Module, seed: int, share: float, criterion: str,
     Raises:
         UnmetError: No ratio brings it near enough.
     """
-    inputs = case.inputs()
-    gradients = _gradients(case, dense, seed) if criterion == "taylor" else {}
-    wanted = share * count_macs(dense, inputs)
-    low, high = 0.0, 1.0
-    found: dict[int, Candidate] = {}
-    for _ in range(_STEPS):
-        ratio = (low + high) / 2
+    search = _Search(case, dense, seed, share, criterion, scope)
+    try:
+        search.ratio()
+        if scope == "local" and not search.near():
+            search.mixture()
+    except _FAILURES as error:
+        raise UnmetError(f"{criterion} {scope}: {type(error).__name__}: {error}".partition("\n")[0]) from error
+    return nearest(list(search.found.values()), search.wanted, f"{criterion} {scope}")
+
+
+class _Search:
+    """The networks of one criterion and scope that were tried, by their multiply-accumulates."""
+
+    def __init__(self, case: Case, dense: nn.Module, seed: int, share: float, criterion: str, scope: str) -> None:
+        self.case, self.dense, self.seed, self.criterion, self.scope = case, dense, seed, criterion, scope
+        self.dense_macs = count_macs(dense, case.inputs())
+        self.wanted = share * self.dense_macs
+        self.gradients = _gradients(case, dense, seed) if criterion == "taylor" else {}
+        self.found: dict[int, Candidate] = {}
+        self.low, self.high = 0.0, 1.0
+
+    def near(self, tolerance: float = TOLERANCE) -> bool:
+        """Say whether a network is near enough."""
+        return any(abs(macs / self.wanted - 1) <= tolerance for macs in self.found)
+
+    def ratio(self) -> None:
+        """Look for one ratio for all layers, by bisection."""
+        for _ in range(_STEPS):
+            middle = (self.low + self.high) / 2
+            small = self._try(middle, {})
+            self.low, self.high = (self.low, middle) if small else (middle, self.high)
+            if self.near(_CLOSE):
+                break
+
+    def mixture(self) -> None:
+        """Give the first so many layers the lower of the two ratios at the wanted one, and the others the higher."""
+        names = [name for name, layer in self.dense.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        fewest, most = 0, len(names)
+        while most - fewest > 1 and not self.near(_CLOSE):
+            middle = (fewest + most) // 2
+            small = self._try(self.high, dict.fromkeys(names[:middle], self.low))
+            fewest, most = (middle, most) if small else (fewest, middle)
+
+    def _try(self, ratio: float, ratios: dict[str, float]) -> bool:
+        """Prune and keep the result; say whether it is within the wanted multiply-accumulates."""
         started = time.process_time()
-        small = _pruned(case, dense, gradients, seed, criterion, scope, ratio)
+        small = _pruned(self, ratio, ratios)
         spent = time.process_time() - started
-        macs = count_macs(small, inputs)
-        found.setdefault(macs, Candidate(model=small, macs=macs, prune_cpu_s=spent))
-        low, high = (low, ratio) if macs <= wanted else (ratio, high)
-    dense_macs = count_macs(dense, inputs)
-    return nearest([item for item in found.values() if item.macs < dense_macs], wanted, f"{criterion} {scope}")
+        macs = count_macs(small, self.case.inputs())
+        if macs < self.dense_macs:
+            self.found.setdefault(macs, Candidate(model=small, macs=macs, prune_cpu_s=spent))
+        return macs <= self.wanted
 
 
 def _gradients(case: Case, dense: nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -50,33 +88,26 @@ def _gradients(case: Case, dense: nn.Module, seed: int) -> dict[str, torch.Tenso
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def _pruned(
-    case: Case,
-    dense: nn.Module,
-    gradients: dict[str, torch.Tensor],
-    seed: int,
-    criterion: str,
-    scope: str,
-    ratio: float,
-) -> nn.Module:
+def _pruned(search: _Search, ratio: float, ratios: dict[str, float]) -> nn.Module:
     import torch_pruning as tp
 
-    model = copy.deepcopy(dense).eval()
+    case, model = search.case, copy.deepcopy(search.dense).eval()
     for name, parameter in model.named_parameters():
-        parameter.grad = gradients[name].clone() if name in gradients else None
+        parameter.grad = search.gradients[name].clone() if name in search.gradients else None
     heads = {model.get_submodule(name): count for name, count in case.heads.items()}
-    torch.manual_seed(seed)
+    torch.manual_seed(search.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = tp.pruner.BasePruner(
             model,
             case.inputs(),
-            importance=_importance(criterion),
-            global_pruning=scope == "global",
+            importance=_importance(search.criterion),
+            global_pruning=search.scope == "global",
             pruning_ratio=ratio,
+            pruning_ratio_dict={model.get_submodule(name): own for name, own in ratios.items()},
             ignored_layers=output_layers(model, case.inputs()),
             num_heads=heads,
-            in_channel_groups={},  # its default argument is shared between pruners
+            in_channel_groups={},  # its default arguments are shared between pruners
             out_channel_groups={},
             channel_groups={},
         )

@@ -10,7 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from fashion_mnist import FOLDER, calibration_data, evaluate, evaluate_outputs, inputs, test_data, train_data, train_step
+from fashion_mnist import (
+    FOLDER,
+    calibration_data,
+    evaluate,
+    evaluate_outputs,
+    inputs,
+    test_data,
+    train_data,
+    train_step,
+)
 from safetensors.torch import load_file
 from torch import nn
 
