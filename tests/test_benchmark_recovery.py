@@ -44,7 +44,7 @@ def _rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     directions = [place[:, None] + 0 * place, 0 * place[:, None] + place]
     directions += [place[:, None] + place, place[:, None] - place]
     stripes = torch.stack([torch.sin(2 * way) for way in directions])
-    images = stripes[labels][:, None] + 0.3 * torch.randn(count, 1, 6, 6, generator=generator)
+    images = stripes[labels][:, None] + 1.0 * torch.randn(count, 1, 6, 6, generator=generator)
     return images, labels
 
 
@@ -54,7 +54,7 @@ def case() -> Case:
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for start in range(0, 640, 64):
+    for start in range(0, 1408, 64):
         optimizer.zero_grad()
         _step(model, [rows[start : start + 64] for rows in training]).backward()
         optimizer.step()

@@ -23,7 +23,6 @@ from benchmarks.recovery.cells import TREATMENTS, Cell, dense_row, key_of
 from benchmarks.recovery.table import table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "recovery.jsonl"
-SHARES = (0.5, 0.25)
 Row = dict[str, Any]
 
 
@@ -73,7 +72,7 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, action="append", help="of calibration data, training order and chance; 0, 1, 2"
     )
-    parser.add_argument("--share", type=float, action="append", help="of the dense MACs, by default 0.5 and 0.25")
+    parser.add_argument("--share", type=float, action="append", help="of the dense MACs, by default 0.5 and about 0.25")
     parser.add_argument("--tool", choices=list(TREATMENTS), action="append")
     parser.add_argument("--treatment", choices=list(dict.fromkeys(sum(TREATMENTS.values(), ()))), action="append")
     parser.add_argument("--table", action="store_true", help="print the table of the rows that are there and stop")
@@ -95,7 +94,7 @@ def main() -> int:
         except FileNotFoundError as error:
             print(error, file=sys.stderr)
             return 2
-        make(case, arguments.seed or [0, 1, 2], arguments.share or list(SHARES), wanted, arguments.output)
+        make(case, arguments.seed or [0, 1, 2], arguments.share or list(case.shares), wanted, arguments.output)
     return 0
 
 

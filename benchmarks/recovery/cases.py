@@ -31,6 +31,7 @@ class Case:
         validation: Returns the accuracy on held-out data, in percent; everything is chosen by it.
         test: The same on test data.
         heads: Names of the linear layers that make heads, and how many; Torch-Pruning has to be told.
+        shares: Of the dense multiply-accumulates that the pruned networks keep.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Case:
     test: Callable[[nn.Module], float]
     batch_size: int
     heads: dict[str, int] = field(default_factory=dict)
+    shares: tuple[float, ...] = (0.5, 0.25)
 
     def inputs(self) -> tuple[torch.Tensor, ...]:
         """Return example inputs, a batch of 32."""
@@ -127,6 +129,7 @@ def spam_lstm() -> Case:
         lambda workload: workload.mails().training,
         lambda workload: workload.mails().validation,
         batch_size=64,
+        shares=(0.5, 0.26),  # no width of the state alone, all that Torch-Pruning cuts, is within 2 % of 0.25
     )
 
 

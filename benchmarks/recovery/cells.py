@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from benchmarks.recovery import edgeprune_tool, torch_pruning_tool
 from benchmarks.recovery.candidate import Candidate, UnmetError
 from benchmarks.recovery.cases import Case
+from benchmarks.zoo.edgeprune_tool import version as edgeprune_source
 from edgeprune.graph.cost import count_macs, count_params
 from edgeprune.training.recalibrate import recalibrate
 
@@ -226,4 +227,5 @@ def train_one_epoch_(model: nn.Module, case: Case, seed: int, lr: float) -> None
 
 
 def _versions(tool: str) -> dict[str, str]:
-    return {name: version(name) for name in (tool, "torch")}
+    own = edgeprune_source() if tool == "edgeprune" else version(tool)
+    return {tool: own, "torch": version("torch")}

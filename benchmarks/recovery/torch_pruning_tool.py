@@ -110,10 +110,33 @@ def _pruned(search: _Search, ratio: float, ratios: dict[str, float]) -> nn.Modul
             in_channel_groups={},  # its default arguments are shared between pruners
             out_channel_groups={},
             channel_groups={},
+            customized_pruners={nn.LSTM: _lstm_pruner()},
         )
         pruner.step()
     model.zero_grad(set_to_none=True)
     return model
+
+
+def _lstm_pruner() -> Any:
+    """Return a pruner of LSTM layers: version 1.6.1's own cuts four gates as if they were one and raises IndexError."""
+    from torch_pruning.pruner.function import LSTMPruner
+
+    class Repaired(LSTMPruner):  # type: ignore[misc]
+        """All four gates lose the same units, and so does the state."""
+
+        def prune_out_channels(self, layer: nn.LSTM, idxs: list[int]) -> nn.Module:
+            width = layer.hidden_size
+            keep = sorted(set(range(width)) - set(idxs))
+            gates = [gate * width + unit for gate in range(4) for unit in keep]
+            for name, parameter in list(layer.named_parameters()):
+                changed = self._prune_parameter_and_grad(parameter, gates, 0)
+                if name.startswith("weight_hh"):
+                    changed = self._prune_parameter_and_grad(changed, keep, 1)
+                setattr(layer, name, changed)
+            layer.hidden_size = len(keep)
+            return layer
+
+    return Repaired()
 
 
 def _importance(criterion: str) -> Any:
