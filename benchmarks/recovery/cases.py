@@ -18,6 +18,7 @@ WORKLOADS = Path(__file__).resolve().parent.parent / "workloads"
 Rows = tuple[torch.Tensor, torch.Tensor]
 # Of the 5,000 held-out images: half of them decide as well and cost half.
 IMAGES_TO_CHOOSE_BY = 2500
+SCOPES, KEPT = ("local", "global"), "stream kept"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Case:
         test: The same on test data.
         heads: Names of the linear layers that make heads, and how many; Torch-Pruning has to be told.
         shares: Of the dense multiply-accumulates that the pruned networks keep.
+        stream: Names of the layers that write into the residual stream, where both tools may try to keep it whole.
     """
 
     name: str
@@ -43,6 +45,11 @@ class Case:
     batch_size: int
     heads: dict[str, int] = field(default_factory=dict)
     shares: tuple[float, ...] = (0.5, 0.25)
+    stream: tuple[str, ...] = ()
+
+    def scopes(self) -> tuple[str, ...]:
+        """Return how units are ranked: by layer or over the network, and with the residual stream kept whole."""
+        return SCOPES + (tuple(f"{scope}, {KEPT}" for scope in SCOPES) if self.stream else ())
 
     def inputs(self) -> tuple[torch.Tensor, ...]:
         """Return example inputs, a batch of 32."""
@@ -143,6 +150,7 @@ def tweets_transformer() -> Case:
         lambda workload: workload.tweets().validation,
         batch_size=64,
         heads=heads,
+        stream=("embedding", *(f"layers.{n}.{name}" for n in range(2) for name in ("attention.out", "narrow"))),
     )
 
 

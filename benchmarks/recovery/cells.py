@@ -109,7 +109,7 @@ class Cell:
         tried: list[Row] = []
         best: tuple[float, str, str, Candidate, nn.Module, float] | None = None
         for criterion in TOOLS[tool].CRITERIA:
-            for scope in TOOLS[tool].SCOPES:
+            for scope in self.case.scopes():
                 try:
                     candidate = self._candidate(tool, criterion, scope)
                 except UnmetError as error:

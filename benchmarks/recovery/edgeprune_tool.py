@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.recovery.candidate import TOLERANCE, Candidate, nearest
-from benchmarks.recovery.cases import Case
+from benchmarks.recovery.cases import KEPT, Case
 from edgeprune.compact import apply
 from edgeprune.config import PruneConfig
 from edgeprune.graph.cost import count_macs
@@ -16,7 +16,6 @@ from edgeprune.pipeline import planning
 from edgeprune.reconstruct import Settings, reconstruct_plan
 
 CRITERIA = ("l1", "l2", "bn_scale", "taylor")
-SCOPES = ("local", "global")
 _BATCHES = 8
 
 
@@ -29,9 +28,12 @@ def prune(case: Case, dense: nn.Module, seed: int, share: float, criterion: str,
         UnmetError: No plan is near enough.
     """
     inputs = case.inputs()
+    keep = (f"{case.stream[0]}.weight",) if scope.endswith(KEPT) else ()
     found = []
     for budget in (share, share * (1 + TOLERANCE)):
-        config = PruneConfig(max_macs=f"{budget:.6f}x", criterion=criterion, scope=scope, batches=_BATCHES)
+        config = PruneConfig(
+            max_macs=f"{budget:.6f}x", criterion=criterion, scope=scope.partition(",")[0], batches=_BATCHES, keep=keep
+        )
         started = time.process_time()
         planned = planning.make(
             dense, inputs, config, align=1, step=case.step, data=lambda: case.labelled(seed, _BATCHES), seed=seed

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from benchmarks.recovery.candidate import TOLERANCE, Candidate, UnmetError, nearest
-from benchmarks.recovery.cases import Case
+from benchmarks.recovery.cases import KEPT, Case
 from benchmarks.zoo.torch_pruning_tool import output_layers
 from edgeprune.graph.cost import count_macs
 
 CRITERIA = ("l1", "l2", "lamp", "bn_scale", "fpgm", "taylor", "random")
-SCOPES = ("local", "global")
 _BATCHES, _STEPS, _CLOSE = 8, 14, 0.004
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 
@@ -30,7 +29,7 @@ def prune(case: Case, dense: nn.Module, seed: int, share: float, criterion: str,
     search = _Search(case, dense, seed, share, criterion, scope)
     try:
         search.ratio()
-        if scope == "local" and not search.near():
+        if scope.startswith("local") and not search.near():
             search.mixture()
     except _FAILURES as error:
         raise UnmetError(f"{criterion} {scope}: {type(error).__name__}: {error}".partition("\n")[0]) from error
@@ -95,6 +94,7 @@ def _pruned(search: _Search, ratio: float, ratios: dict[str, float]) -> nn.Modul
     for name, parameter in model.named_parameters():
         parameter.grad = search.gradients[name].clone() if name in search.gradients else None
     heads = {model.get_submodule(name): count for name, count in case.heads.items()}
+    stream = [model.get_submodule(name) for name in case.stream] if search.scope.endswith(KEPT) else []
     torch.manual_seed(search.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -102,10 +102,10 @@ def _pruned(search: _Search, ratio: float, ratios: dict[str, float]) -> nn.Modul
             model,
             case.inputs(),
             importance=_importance(search.criterion),
-            global_pruning=search.scope == "global",
+            global_pruning=search.scope.startswith("global"),
             pruning_ratio=ratio,
             pruning_ratio_dict={model.get_submodule(name): own for name, own in ratios.items()},
-            ignored_layers=output_layers(model, case.inputs()),
+            ignored_layers=[*output_layers(model, case.inputs()), *stream],
             num_heads=heads,
             in_channel_groups={},  # its default arguments are shared between pruners
             out_channel_groups={},
