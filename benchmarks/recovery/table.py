@@ -88,8 +88,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _accuracy(groups: Sequence[Group]) -> str:
     lines = [
-        (
-            ACCURACY,
+        ACCURACY,
         "",
         _line(["network", "MACs", "seeds", "dense", *(title for *_, title in COLUMNS)]),
         "|" + "---|" * (4 + len(COLUMNS)),
