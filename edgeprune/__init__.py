@@ -40,11 +40,21 @@ from edgeprune.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from edgeprune.bench import Comparison, Measurement
-    from edgeprune.config import BenchConfig, ExportConfig, FinetuneConfig, PruneConfig, RunConfig
+    from edgeprune.config import BenchConfig, ExportConfig, FinetuneConfig, PruneConfig, RunConfig, SparsifyConfig
     from edgeprune.graph import ChannelGraph, trace
-    from edgeprune.pipeline.api import apply, compare, compress, finetune, plan, recalibrate, sensitivity, verify
+    from edgeprune.pipeline.api import (
+        apply,
+        compare,
+        compress,
+        finetune,
+        plan,
+        recalibrate,
+        sensitivity,
+        sparsify,
+        verify,
+    )
     from edgeprune.pipeline.compress import RunResult, resume
-    from edgeprune.pruning import PrunePlan
+    from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.targets import Target, find_target, list_targets
     from edgeprune.values import Artifact, Check
     from edgeprune.workload import Workload, load_workload
@@ -57,11 +67,13 @@ _HOMES = {
     "Comparison": "edgeprune.bench",
     "ExportConfig": "edgeprune.config",
     "FinetuneConfig": "edgeprune.config",
+    "Masks": "edgeprune.pruning",
     "Measurement": "edgeprune.bench",
     "PruneConfig": "edgeprune.config",
     "PrunePlan": "edgeprune.pruning",
     "RunConfig": "edgeprune.config",
     "RunResult": "edgeprune.pipeline.compress",
+    "SparsifyConfig": "edgeprune.config",
     "Target": "edgeprune.targets",
     "Workload": "edgeprune.workload",
     "apply": "edgeprune.pipeline.api",
@@ -75,6 +87,7 @@ _HOMES = {
     "recalibrate": "edgeprune.pipeline.api",
     "resume": "edgeprune.pipeline.compress",
     "sensitivity": "edgeprune.pipeline.api",
+    "sparsify": "edgeprune.pipeline.api",
     "trace": "edgeprune.graph",
     "verify": "edgeprune.pipeline.api",
 }
@@ -93,6 +106,7 @@ __all__ = [
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
+    "Masks",
     "Measurement",
     "MissingDependency",
     "ModelError",
@@ -102,6 +116,7 @@ __all__ = [
     "ResolveError",
     "RunConfig",
     "RunResult",
+    "SparsifyConfig",
     "StorageError",
     "Target",
     "TraceError",
@@ -123,6 +138,7 @@ __all__ = [
     "reconstruct",
     "resume",
     "sensitivity",
+    "sparsify",
     "trace",
     "verify",
 ]

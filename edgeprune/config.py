@@ -6,13 +6,15 @@ Owns names, types, ranges and defaults. Does not know what the settings do.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.values import Json
@@ -86,13 +88,87 @@ class ReconstructConfig(Section):
 
     `memory_mb` bounds what the samples take while both networks run; fewer are used where they would take more.
     `ridge` replaces the choice by the number of rows per unknown. A layer with more than `max_unknowns` inputs to every
-    output keeps its weights.
+    output is solved on fewer rows, because of its memory.
     """
 
     samples: int = Field(512, ge=0)
     memory_mb: int = Field(2048, ge=1)
     ridge: float | None = Field(None, gt=0)
-    max_unknowns: int = Field(8192, ge=1)
+    max_unknowns: int = Field(4096, ge=1)
+
+
+# What each method of weight pruning needs, and what it may be given besides; `keep` goes with all of them.
+_METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "threshold": (("threshold",), ()),
+    "relative": (("rate",), ()),
+    "magnitude": (("amount",), ("scope",)),
+    "lamp": (("amount",), ()),
+    "erk": (("amount",), ()),
+    "n:m": (("pattern",), ()),
+    "block": (("amount", "block"), ("scope",)),
+}
+_EXAMPLES = {"threshold": 0.01, "rate": 0.5, "amount": 0.8, "pattern": "2:4", "block": "4x1"}
+_COMBINATION = "setting_combination"
+
+
+def _pair(text: str, separator: str, name: str, example: str) -> tuple[int, int]:
+    found = re.fullmatch(rf"([0-9]+){separator}([0-9]+)", text)
+    if found is None:
+        _refuse(f"sparsify.{name} = '{text}' is not two whole numbers", f"such as {example}")
+    return int(found[1]), int(found[2])
+
+
+def _refuse(text: str, fix: str) -> NoReturn:
+    """Refuse settings that are right one by one and wrong together."""
+    raise PydanticCustomError(_COMBINATION, "{text}", {"text": text, "fix": fix})
+
+
+class SparsifyConfig(Section):
+    """Which single weights become zero after channels were removed: a smaller compressed file, no faster dense runtime.
+
+    `method`: `threshold` (weights below `threshold` go), `relative` (below `rate` times the scale of their layer),
+    `magnitude`, `lamp`, `erk` (the fraction `amount` of all weights), `n:m` (`pattern` `2:4` keeps two of every four
+    inputs), `block` (the fraction `amount` of all blocks; `4x1` is four outputs by one input). Unset, no weight goes.
+    `scope` ranks within each layer (`local`, the default) or over all. `keep` protects layers by name.
+    """
+
+    method: Literal["threshold", "relative", "magnitude", "lamp", "erk", "n:m", "block"] | None = None
+    amount: Ratio | None = None
+    threshold: float | None = Field(None, gt=0, allow_inf_nan=False)
+    rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    scope: Literal["global", "local"] | None = None
+    pattern: str | None = None
+    block: str | None = None
+    keep: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        needed, allowed = _METHODS[self.method] if self.method is not None else ((), ())
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name == "method" or value in (None, ()) or name in (*needed, *allowed):
+                continue
+            users = [method for method, names in _METHODS.items() if name in (*names[0], *names[1], "keep")]
+            if self.method is None:
+                _refuse(f"sparsify.{name} = {value!r} and no sparsify.method", f"-s sparsify.method={users[0]}")
+            elif name != "keep":
+                text = f"sparsify.{name} = {value!r} means nothing to sparsify.method = '{self.method}'"
+                instead = " and ".join(f"sparsify.{other}" for other in needed)
+                _refuse(text, f"{self.method} takes {instead}; sparsify.{name} goes with {', '.join(users)}")
+        for name in needed:
+            if getattr(self, name) is None:
+                fix = f"-s sparsify.{name}={_EXAMPLES[name]}"
+                _refuse(f"sparsify.method = '{self.method}' needs sparsify.{name}", fix)
+        if self.pattern is not None:
+            kept, size = _pair(self.pattern, ":", "pattern", "2:4, two of every four inputs stay")
+            if not 1 <= kept < size:
+                fix = "N:M keeps N of every M, such as 2:4"
+                _refuse(f"sparsify.pattern = '{self.pattern}' removes nothing: N must be from 1 to M - 1", fix)
+        if self.block is not None:
+            sides = _pair(self.block, "x", "block", "4x1, four outputs by one input")
+            if min(sides) < 1:
+                _refuse(f"sparsify.block = '{self.block}' is an empty block", "such as 4x1")
+        return self
 
 
 class FinetuneConfig(Section):
@@ -168,6 +244,7 @@ class RunConfig(Section):
     prune: PruneConfig = PruneConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()
     loop: LoopConfig = LoopConfig()
+    sparsify: SparsifyConfig = SparsifyConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
@@ -228,7 +305,17 @@ def validate(data: Json, source: str = "settings") -> RunConfig:
             near = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"unknown key '{key}'{hint}", where=source, fix=_list_keys(parts[:-1])) from None
-        raise ConfigError(f"{key} = {first.get('input')!r}: {first['msg']}", where=source) from None
+        if first["type"] == _COMBINATION:
+            raise ConfigError(first["msg"], where=source, fix=first["ctx"]["fix"]) from None
+        hint = _nearest(first) if first["type"] == "literal_error" else ""
+        raise ConfigError(f"{key} = {first.get('input')!r}: {first['msg']}{hint}", where=source) from None
+
+
+def _nearest(error: Any) -> str:
+    """Return the choice that a value outside of a few choices may have meant, as the end of a message."""
+    choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+    near = difflib.get_close_matches(str(error["input"]), choices, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _known_keys(parents: Sequence[str]) -> list[str]:

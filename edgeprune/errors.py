@@ -71,7 +71,7 @@ class TraceError(ModelError):
 
 
 class NothingToPrune(ModelError):
-    """No group is free; the message lists the reasons."""
+    """No group is free, or no single weight would go; the message lists the reasons."""
 
 
 class TrainingError(ModelError):

@@ -20,6 +20,7 @@ from benchmarks.zoo.randomise import randomise_
 from benchmarks.zoo.reach import held_by_outputs, reached, share, share_inside
 from benchmarks.zoo.table import latest, outcome, table
 from benchmarks.zoo.torch_pruning_tool import output_layers
+from benchmarks.zoo.trained import trained_difference
 from benchmarks.zoo.worker import empty_row, make_row, missing
 from edgeprune.graph import trace
 
@@ -103,6 +104,51 @@ def test_the_judge_tells_a_right_cut_from_one_with_other_columns(columns, exact)
     assert (verdict.max_rel < 1e-12) is exact
 
 
+class Frozen(nn.Linear):
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.detach(), self.bias)
+
+
+class Plain(nn.Module):
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_step_of_training_shows_whether_weights_are_still_tied(wrong):
+    """The wrong one starts equal, but one of its weights no longer learns."""
+    torch.manual_seed(0)
+    model, x, keep = Plain().eval(), torch.randn(5, 4), torch.tensor([0, 2, 5])
+    small = Plain(3).eval()
+    with torch.no_grad():
+        small.first.weight.copy_(model.first.weight[keep])
+        small.first.bias.copy_(model.first.bias[keep])
+        small.second.weight.copy_(model.second.weight[keep][:, keep])
+        small.second.bias.copy_(model.second.bias[keep])
+        small.last.weight.copy_(model.last.weight[:, keep])
+        small.last.bias.copy_(model.last.bias)
+    if wrong:
+        small.second.__class__ = Frozen
+    dims = [("first.weight", 0), ("first.bias", 0), ("second.weight", 0), ("second.weight", 1), ("second.bias", 0)]
+    kept = dict.fromkeys([*dims, ("last.weight", 1)], keep)
+    gap = trained_difference(model, small, kept, (x,))
+    assert gap is not None
+    assert (gap > 1e-4) is wrong
+
+
+def test_what_cannot_be_trained_as_a_masked_network_is_not_judged():
+    torch.manual_seed(0)
+    model, x = Chain().eval(), torch.randn(5, 4)
+    keep = torch.tensor([0, 2, 3, 6])
+    tensors = ("first.weight", "first.bias", "norm.weight", "norm.bias")
+    kept = {**{(name, 0): keep for name in tensors}, ("last.weight", 1): keep}
+    assert trained_difference(model, _cut(model, keep, keep), kept, (x,)) is None
+
+
 def test_the_judge_notices_outputs_of_another_shape():
     model, x = Chain().eval(), torch.randn(5, 4)
     verdict = judge(model, nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)), {}, (x,))
@@ -177,8 +223,8 @@ def test_the_table_counts_outcomes_and_compares_cost_where_both_are_right():
         _row("c", "torch-pruning", timeout=True, cpu_s=None, params=None, peak_mb=None, reach_params=None),
     ]
     text = table(rows)
-    assert "| all | edgeprune | 2 | 2 | 0 | 0 | 0 | 1 | 0.90 | 2 | 0.95 | 1 |" in text
-    assert "| all | torch-pruning | 3 | 1 | 1 | 0 | 1 | 0 | 0.90 | 1 |  |  |" in text
+    assert "| all | edgeprune | 2 | 2 | 0 | 0 | 0 | 1 |  | 0.90 | 2 | 0.95 | 1 |" in text
+    assert "| all | torch-pruning | 3 | 1 | 1 | 0 | 1 | 0 |  | 0.90 | 1 |  |  |" in text
     assert "Where both tools are right (1 networks)" in text
     assert "| edgeprune | 0.30 | 1 | 0.30 | 0.3 (own/a) | 0.25 | 40 |" in text
     assert "| torch-pruning | 0.60 | 0 | 0.60 | 0.6 (own/a) | 0.25 | 40 |" in text
@@ -189,7 +235,7 @@ def test_the_table_counts_outcomes_and_compares_cost_where_both_are_right():
 
 def test_rows_of_before_there_was_a_field_make_a_table():
     old = {key: value for key, value in _row("a", "edgeprune", exact=True).items() if key != "reach_inside"}
-    assert "| all | edgeprune | 1 | 1 | 0 | 0 | 0 | 0 | 0.90 | 1 |  |  |" in table([old])
+    assert "| all | edgeprune | 1 | 1 | 0 | 0 | 0 | 0 |  | 0.90 | 1 |  |  |" in table([old])
 
 
 class Encoder(nn.Module):

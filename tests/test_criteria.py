@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from edgeprune.errors import ConfigError, ModelError
 from edgeprune.graph import ChannelGraph, trace
 from edgeprune.pruning import score
+from edgeprune.pruning.gradients import curvature
 
 INPUTS = (torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(0)),)
 
@@ -190,3 +192,118 @@ def test_large_weights_are_summed_in_pieces_without_a_difference(criterion: str)
         sums = [parts[0].sum((1, 2, 3)), parts[1].sum((0, 2, 3))]
         expected = sum(part / part.mean() for part in sums)
         np.testing.assert_allclose(found[name], expected.numpy(), rtol=1e-9)
+
+
+def test_fpgm_adds_the_distances_to_the_other_rows(model: Tiny, graph: ChannelGraph) -> None:
+    rows = np.array([[1.0, -2.0], [3.0, 0.0], [-1.0, 1.0]])
+    expected = np.linalg.norm(rows[:, None] - rows[None], axis=2).sum(1)
+    np.testing.assert_allclose(score(model, graph, "fpgm", inputs=INPUTS)["conv"], relative(*expected))
+
+
+def test_activation_and_apoz_look_at_what_the_next_layer_reads() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 5, 1), nn.ReLU(), nn.Conv2d(5, 3, 3)).eval()
+    graph = trace(model, INPUTS)
+    batches = [(torch.randn(4, 2, 6, 6),), (torch.randn(4, 2, 6, 6),)]
+    with torch.no_grad():
+        seen = torch.cat([model[1](model[0](x)) for (x,) in batches]).double()
+    found = score(model, graph, "activation", inputs=INPUTS, samples=batches)["0"]
+    np.testing.assert_allclose(found, seen.abs().mean((0, 2, 3)).numpy())
+    found = score(model, graph, "apoz", inputs=INPUTS, samples=batches)["0"]
+    np.testing.assert_allclose(found, (seen != 0).double().mean((0, 2, 3)).numpy())
+
+
+def test_activations_are_seen_in_recurrent_networks_and_attention() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    inputs = (torch.randn(2, 5, 8),)
+    graph = trace(model, inputs)
+    for criterion in ("activation", "apoz"):
+        scores = score(model, graph, criterion, inputs=inputs)
+        assert set(scores) == {group.name for group in graph.free}
+        assert all(values.shape == (group.size,) for group in graph.free for values in [scores[group.name]])
+
+
+def test_a_batch_on_which_the_network_takes_another_path_is_refused_by_name() -> None:
+    class Lengths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.middle, self.down = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.up(x)
+            return self.down(x.relu() if x.shape[0] > 4 else self.middle(x))
+
+    model, inputs = Lengths().eval(), (torch.randn(2, 4),)
+    graph = trace(model, inputs)
+    with pytest.raises(ModelError, match="where it called linear on the example inputs"):
+        score(model, graph, "activation", inputs=inputs, samples=[(torch.randn(9, 4),)])
+
+
+def test_hessian_is_half_the_diagonal_times_the_squared_weights() -> None:
+    """For a quadratic loss of independent weights, random signs give the diagonal without an error."""
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)).double().eval()
+    inputs = (torch.randn(2, 3, dtype=torch.float64),)
+    graph = trace(model, inputs)
+    curve = torch.rand(4, 3, dtype=torch.float64) + 0.5
+
+    def step(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return (curve * network[0].weight.square()).sum() / 2 + 0 * network(batch).sum()
+
+    found = score(model, graph, "hessian", inputs=inputs, train_step=step, batches=[inputs[0]] * 2)["0"]
+    expected = (curve * model[0].weight.detach().square()).sum(1).numpy() / 2
+    np.testing.assert_allclose(found, relative(*expected))
+
+
+def test_hessian_comes_close_to_the_exact_diagonal() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).double().eval()
+    inputs = (torch.randn(16, 3, dtype=torch.float64),)
+
+    def step(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return network(batch).square().mean()
+
+    def loss(weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, {"0.weight": weight}, inputs).square().mean()
+
+    weight = model[0].weight.detach()
+    exact = torch.autograd.functional.hessian(loss, weight).reshape(18, 18).diagonal().view(6, 3).clamp(min=0)
+    values = curvature(model, trace(model, inputs), step, [inputs[0]] * 600)
+    np.testing.assert_allclose(values["0.weight", 0], (exact * weight.square()).sum(1) / 2, rtol=0.35, atol=2e-3)
+
+
+def test_attention_has_second_derivatives() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    inputs = (torch.randn(2, 5, 8),)
+    graph = trace(model, inputs)
+    scores = score(
+        model, graph, "hessian", inputs=inputs, train_step=lambda m, x: m(x).square().mean(), batches=[inputs[0]]
+    )
+    assert all(np.isfinite(values).all() and (values >= 0).all() for values in scores.values())
+
+
+def test_a_function_of_the_user_is_a_criterion(model: Tiny, graph: ChannelGraph, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def by_number(model, graph):\n    return {'conv': [3, 1, 2]}\n")
+    found = score(model, graph, f"{tmp_path}/mine.py:by_number", inputs=INPUTS)
+    np.testing.assert_array_equal(found["conv"], [3, 1, 2])
+    found = score(model, graph, lambda network, graph: {"conv": [1.0, 2.0, 3.0]}, inputs=INPUTS)
+    np.testing.assert_array_equal(found["conv"], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def wrong(model, graph):\n    return {'conv': [1, 2]}\n", r"returned shape \(2,\) for group 'conv'"),
+        ("def wrong(model, graph):\n    return {}\n", "returned nothing for group 'conv'"),
+        ("def wrong(model, graph):\n    return {'conv': [1, 2, float('nan')]}\n", "not finite"),
+        ("wrong = 3\n", "is int, not a function"),
+        ("", "is NoneType, not a function"),
+    ],
+)
+def test_a_function_of_the_user_that_is_wrong_is_named(
+    model: Tiny, graph: ChannelGraph, tmp_path: Path, body: str, message: str
+) -> None:
+    (tmp_path / "wrong_one.py").write_text(body)
+    with pytest.raises(ConfigError, match=message):
+        score(model, graph, f"{tmp_path}/wrong_one.py:wrong", inputs=INPUTS)

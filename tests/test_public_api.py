@@ -27,6 +27,7 @@ NAMES = [
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
+    "Masks",
     "Measurement",
     "MissingDependency",
     "ModelError",
@@ -36,6 +37,7 @@ NAMES = [
     "ResolveError",
     "RunConfig",
     "RunResult",
+    "SparsifyConfig",
     "StorageError",
     "Target",
     "TraceError",
@@ -57,6 +59,7 @@ NAMES = [
     "reconstruct",
     "resume",
     "sensitivity",
+    "sparsify",
     "trace",
     "verify",
 ]

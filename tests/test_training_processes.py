@@ -42,7 +42,7 @@ def _assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def test_both_processes_end_with_the_same_network_and_metrics(ranks: list[dict[str, Any]]) -> None:
-    for training in ("plain", "resumed", "uneven", "joined"):
+    for training in ("plain", "resumed", "uneven", "joined", "sparse"):
         _assert_same(ranks[0][training], ranks[1][training])
     assert ranks[0]["top1"] == ranks[1]["top1"]
     assert ranks[0]["loss"] == ranks[1]["loss"]
@@ -67,6 +67,10 @@ def test_two_processes_train_like_one_on_batches_of_twice_the_size(ranks: list[d
 def test_ctrl_c_in_one_process_stops_both_and_they_go_on(ranks: list[dict[str, Any]]) -> None:
     assert [rank["stopped"] for rank in ranks] == [True, True]
     _assert_same(ranks[0]["resumed"], ranks[0]["plain"])
+
+
+def test_pruned_weights_stay_zero_in_both(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["zeros kept"] for rank in ranks] == [True, True]
 
 
 def test_an_unused_layer_is_left_alone(ranks: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """A small training that draws from every random generator, also run as a program of its own by the tests.
 
 python -m tests.training_case killed CHECKPOINT       SIGKILL in the middle of the second epoch
+python -m tests.training_case "killed sparse" FILE    the same, with most weights held at zero
 torchrun ... -m tests.training_case together FOLDER   several trainings in two processes
 """
 
@@ -19,10 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import edgeprune as ep
 from edgeprune.config import FinetuneConfig
+from edgeprune.pruning import Masks
 from edgeprune.training import FinetuneResult, Progress, finetune
 
 CLASSES = 4
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class SmallNet(nn.Module):
@@ -101,6 +105,25 @@ def train(
     )
 
 
+def train_sparse(
+    checkpoint: Path | None = None, on_progress: Callable[[Progress], None] | None = None, amount: float = 0.6
+) -> tuple[Masks, FinetuneResult]:
+    """Fine-tune the small network with most of its weights held at zero."""
+    sparse, masks = ep.sparsify(small_net(), method="lamp", amount=amount)
+    result = finetune(
+        sparse,
+        step=train_step,
+        data=train_data,
+        config=settings(weight_decay=0.01),
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+        seed=7,
+        masks=masks,
+    )
+    return masks, result
+
+
 def kill_at(epoch: int, step: int, number: signal.Signals) -> Callable[[Progress], None]:
     """Return a progress function that sends this process a signal after one step."""
 
@@ -155,7 +178,10 @@ def _together(folder: Path) -> None:
         SpareNet(), step=two_views, data=lambda: train_data(80), config=settings(distill=0.5), teacher=small_net(3)
     )
     joined = train_joined(1)
+    masks, sparse = train_sparse()
     facts = {
+        "sparse": sparse.model.state_dict(),
+        "zeros kept": all(bool((sparse.model.get_parameter(n)[~m] == 0).all()) for n, m in masks.kept.items()),
         "joined": joined.model.state_dict(),
         "joined top1": joined.history[-1].validation["top1"],
         "plain": plain.model.state_dict(),
@@ -175,5 +201,7 @@ if __name__ == "__main__":
     command, path = sys.argv[1:]
     if command == "killed":
         train(Path(path), kill_at(2, 3, signal.SIGKILL))
+    elif command == "killed sparse":
+        train_sparse(Path(path), kill_at(2, 3, signal.SIGKILL))
     elif command == "together":
         _together(Path(path))

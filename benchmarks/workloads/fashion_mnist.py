@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 DATA = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "fashion_mnist_resnet8.safetensors"
+FOLDER = Path(__file__).resolve().parent.parent / "weights"
 MEAN, DEVIATION = 72.94, 90.02
 HELD_OUT = 5000
 
@@ -64,10 +64,23 @@ class ResNet8(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def model() -> nn.Module:
-    network = ResNet8()
-    network.load_state_dict(load_file(WEIGHTS))
+def weights(seed: int = 0) -> Path:
+    """Return where the weights are that were trained from a seed."""
+    return FOLDER / f"fashion_mnist_resnet8{f'_seed{seed}' if seed else ''}.safetensors"
+
+
+def untrained() -> nn.Module:
+    return ResNet8()
+
+
+def trained(seed: int = 0) -> nn.Module:
+    network = untrained()
+    network.load_state_dict(load_file(weights(seed)))
     return network
+
+
+def model() -> nn.Module:
+    return trained()
 
 
 def inputs() -> tuple[torch.Tensor, ...]:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.zoo                                  # every network, both tools: two hours on one core
     python -m benchmarks.zoo --tool edgeprune --library timm -o /tmp/rows.jsonl
+    python -m benchmarks.zoo --seeds 2                        # edgeprune with random groups, ratios and units
     python -m benchmarks.zoo --table                          # the table of the rows that are there
 
 Each network and tool gets a process of its own. Rows are appended as soon as they are known and not made again.
@@ -10,6 +11,7 @@ Each network and tool gets a process of its own. Rows are appended as soon as th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,6 +26,7 @@ from benchmarks.zoo.table import latest, table
 from benchmarks.zoo.worker import LIBRARIES, TOOLS, empty_row, missing, tool_module, work
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "zoo_engine.jsonl"
+RANDOM = RESULTS.with_name("zoo_engine_random.jsonl")
 LIMIT_S = 120
 PRELOADED = ("edgeprune.compact", "edgeprune.pruning", "benchmarks.zoo.worker", "benchmarks.zoo.preload")
 Row = dict[str, Any]
@@ -35,7 +38,7 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in lines]
 
 
-def run_worker(name: str, tool: str, limit_s: int, empty: Row) -> Row:
+def run_worker(name: str, tool: str, limit_s: int, empty: Row, seed: int = 0) -> Row:
     """Make one row in a process of its own; one that dies leaves the row as far as it got.
 
     The process is forked from a server that has imported torch, edgeprune and the libraries, and done nothing else.
@@ -43,7 +46,7 @@ def run_worker(name: str, tool: str, limit_s: int, empty: Row) -> Row:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(name, tool, limit_s, sender))
+    process = context.Process(target=work, args=(name, tool, limit_s, seed, sender))
     process.start()
     sender.close()
     row, ended = dict(empty), time.monotonic() + 60 + 8 * limit_s  # processes beside it may take the processor
@@ -77,11 +80,16 @@ def main() -> int:
     parser.add_argument("--tool", choices=TOOLS, action="append")
     parser.add_argument("--library", choices=list(LIBRARIES), action="append")
     parser.add_argument("--limit", type=int, default=LIMIT_S, metavar="SECONDS", help="CPU seconds for each tool")
+    parser.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="edgeprune at random: groups, ratios and units of N seeds"
+    )
     parser.add_argument("--keep-old", action="store_true", help="keep edgeprune's rows made with another source")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--table", action="store_true", help="print the table of the rows that are there and stop")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
+    seeds = range(1, arguments.seeds + 1) if arguments.seeds else (0,)
+    arguments.output = arguments.output or (RANDOM if arguments.seeds else RESULTS)
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if arguments.table:
         print(table(read_rows(arguments.output)))
@@ -94,7 +102,7 @@ def main() -> int:
     if arguments.list:
         print("\n".join(network.name for network in networks))
         return 0
-    tools = arguments.tool or list(TOOLS)
+    tools = ["edgeprune"] if arguments.seeds else arguments.tool or list(TOOLS)
     lines = dict.fromkeys(missing(library, tools) for library in dict.fromkeys(n.library for n in networks))
     for line in filter(None, lines):
         print(line, file=sys.stderr)
@@ -102,16 +110,17 @@ def main() -> int:
     known = latest(read_rows(arguments.output))
     versions = {tool: tool_module(tool).version() for tool in tools}
     with arguments.output.open("a", encoding="utf-8") as file:
-        for network in networks:
-            for tool in tools:
-                old = known.get((network.name, tool))
-                kept = arguments.keep_old and tool == "edgeprune"
-                if old is not None and (kept or old["version"] == versions[tool]):
-                    continue
-                row = run_worker(network.name, tool, arguments.limit, empty_row(network, tool))
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                print(say(row), file=sys.stderr)
+        for network, tool, seed in itertools.product(networks, tools, seeds):
+            shown = f"{network.name}#{seed}" if seed else network.name
+            old = known.get((shown, tool))
+            kept = arguments.keep_old and tool == "edgeprune"
+            if old is not None and (kept or old["version"] == versions[tool]):
+                continue
+            row = run_worker(network.name, tool, arguments.limit, empty_row(network, tool), seed)
+            row["network"] = shown
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(say(row), file=sys.stderr)
     return 0
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ def version() -> str:
     return f"{edgeprune.__version__}+{digest.hexdigest()[:12]}"
 
 
-def prune(model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report) -> tuple[nn.Module, Kept, Any]:
-    """Prune half of every free group; return the smaller network, the kept positions and the channel groups.
+def prune(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report, seed: int = 0
+) -> tuple[nn.Module, Kept, Any]:
+    """Prune half of every free group, or what a seed draws; return the network, the kept positions and graph and plan.
 
     Args:
         report: Takes fields of the row as they become known.
@@ -49,8 +52,9 @@ def prune(model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report) ->
         graph = rehearse(model, graph, inputs)
     report(captured=True, reach_params=share(model, reached(graph)), pinned=_pinned(graph), groups_free=len(graph.free))
     with _clock(spent, "plan"):
-        scores = score(model, graph, "l2", inputs=inputs)
-        plan = make_plan(graph, scores, PruneConfig(ratio=RATIO), align=1, model=model, inputs=inputs)
+        scores = score(model, graph, "random" if seed else "l2", inputs=inputs, seed=seed)
+        config = PruneConfig(ratio=RATIO, ratios=_drawn(graph, seed) if seed else {})
+        plan = make_plan(graph, scores, config, align=1, model=model, inputs=inputs)
     checking = dict.fromkeys(("verify",), 0.0)
     unclocked = Reference.check
     Reference.check = _clocked(unclocked, checking)  # type: ignore[method-assign]
@@ -69,6 +73,14 @@ def prune(model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report) ->
     )
     kept = {dim: torch.from_numpy(mask).nonzero().flatten() for dim, mask in graph.masks(plan.keep).items()}
     return compacted.model, kept, (graph, plan)
+
+
+def _drawn(graph: Any, seed: int) -> dict[str, float]:
+    """Return a ratio for every free group: none for three in ten, up to nine tenths for the others."""
+    draw = Random(seed)
+    names = [group.name for group in graph.free]
+    ratios = {name: 0.0 if draw.random() < 0.3 else round(draw.uniform(0.1, 0.9), 2) for name in names}
+    return ratios if any(ratios.values()) else dict.fromkeys(names, RATIO)
 
 
 def hooked(model: nn.Module, small: nn.Module, inputs: tuple[torch.Tensor, ...], made: Any) -> bool | None:

@@ -93,15 +93,15 @@ def judge(model: nn.Module, small: nn.Module, kept: Kept, inputs: Inputs) -> Ver
 def _both(model: nn.Module, small: nn.Module, inputs: Inputs, precision: torch.dtype) -> tuple[Outputs, Outputs, Calls]:
     """Return the outputs of the dense and of the pruned network, and the statistics that the latter computes."""
     widths = _Widths()
-    dense = _run(_cast(model, precision), inputs, precision)
-    return dense, _run(_cast(small, precision), inputs, precision, widths), widths.calls
+    dense = _run(cast(model, precision), inputs, precision)
+    return dense, _run(cast(small, precision), inputs, precision, widths), widths.calls
 
 
 def _reference(
     model: nn.Module, kept: Kept, inputs: Inputs, precision: torch.dtype, widths: Calls, rescale: bool = False
 ) -> Outputs:
     """Return the outputs of the dense network with everything zeroed that is not kept."""
-    masked, tensors = _masked(model, kept, precision)
+    masked, tensors = masked_dense(model, kept, precision)
     return _run(masked, inputs, precision, _Statistics(widths, tensors, kept, rescale))
 
 
@@ -118,7 +118,7 @@ def largest_difference(expected: list[torch.Tensor], found: list[torch.Tensor]) 
     return worst
 
 
-def _cast(model: nn.Module, precision: torch.dtype) -> nn.Module:
+def cast(model: nn.Module, precision: torch.dtype) -> nn.Module:
     return copy.deepcopy(model).to(precision).eval()
 
 
@@ -128,9 +128,9 @@ def _run(model: nn.Module, inputs: Inputs, precision: torch.dtype, mode: TorchDi
         return output_tensors(model(*(tensor.clone() for tensor in own)))
 
 
-def _masked(model: nn.Module, kept: Kept, precision: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+def masked_dense(model: nn.Module, kept: Kept, precision: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
     """Return a copy with everything zeroed that is not kept, and its tensors by name."""
-    masked = _cast(model, precision)
+    masked = cast(model, precision)
     tensors: dict[str, Any] = dict(masked.named_buffers(remove_duplicate=False))
     tensors.update(masked.named_parameters(remove_duplicate=False))
     with torch.no_grad():
@@ -139,10 +139,10 @@ def _masked(model: nn.Module, kept: Kept, precision: torch.dtype) -> tuple[nn.Mo
                 raise Undecided(f"{name} is no tensor of the dense network")
             if axis < 0:
                 blocks = tensors[name].unflatten(0, (masked.get_submodule(name.rpartition(".")[0]).groups, -1))
-                removed = _removed(keep, blocks.shape[0] * blocks.shape[2]).reshape(len(blocks), 1, -1)
+                removed = removed_positions(keep, blocks.shape[0] * blocks.shape[2]).reshape(len(blocks), 1, -1)
                 blocks.masked_fill_(removed[(...,) + (None,) * (blocks.dim() - 3)], 0)
                 continue
-            removed = _removed(keep, tensors[name].shape[axis])
+            removed = removed_positions(keep, tensors[name].shape[axis])
             tensors[name].index_fill_(axis, removed.nonzero().flatten(), 0)
     return masked, tensors
 
@@ -198,7 +198,7 @@ class _Statistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "group_norm":
             return _group_norm(bound, keep)
         if name in _PRODUCTS:
-            removed = _removed(keep[narrow[0]], x.shape[-1])
+            removed = removed_positions(keep[narrow[0]], x.shape[-1])
             return func(x.masked_fill(removed, 0), *args[1:], **kwargs)
         return _over_kept(func, bound, keep, name)
 
@@ -217,12 +217,12 @@ class _Statistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return used.nonzero().flatten()
         for used in in_use:
             for whole, keep in self._sides:
-                if whole == size and len(keep) == count and not bool((used & _removed(keep, size)).any()):
+                if whole == size and len(keep) == count and not bool((used & removed_positions(keep, size)).any()):
                     return keep
         raise Undecided(f"which {count} of {size} positions are left for a statistic cannot be told")
 
 
-def _removed(keep: torch.Tensor, size: int) -> torch.Tensor:
+def removed_positions(keep: torch.Tensor, size: int) -> torch.Tensor:
     removed = torch.ones(size, dtype=torch.bool)
     removed[keep] = False
     return removed

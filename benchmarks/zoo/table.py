@@ -8,6 +8,7 @@ from typing import Any
 
 Row = dict[str, Any]
 TOOLS = ("edgeprune", "torch-pruning")
+SAME = 1e-4
 
 
 def latest(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
@@ -35,7 +36,7 @@ def table(rows: Iterable[Row]) -> str:
 
 def _sums(known: dict[tuple[str, str], Row]) -> str:
     names = ["library", "tool", "networks", "exact", "silently wrong", "failed", "time-out", "trains"]
-    names += ["reach, median", ">= 0.9", "inside, median", ">= 0.9"]
+    names += ["same after a step", "reach, median", ">= 0.9", "inside, median", ">= 0.9"]
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     libraries = list(dict.fromkeys(row["library"] for row in known.values()))
     for library in [*libraries, "all"]:
@@ -51,6 +52,7 @@ def _sums(known: dict[tuple[str, str], Row]) -> str:
                 len(mine),
                 *counts,
                 trains,
+                _trained(mine),
                 *_reach(mine, "reach_params"),
                 *_reach(mine, "reach_inside"),
             ]
@@ -62,6 +64,12 @@ def _reach(rows: list[Row], field: str) -> tuple[str, str]:
     """Return the median of a share over the rows that are exact and have it, and how many have at least 0.9."""
     found = [row[field] for row in rows if row.get(field) is not None and row["exact"]]
     return (f"{median(found):.2f}", str(sum(share >= 0.9 for share in found))) if found else ("", "")
+
+
+def _trained(rows: list[Row]) -> str:
+    """Return how many networks still equal the masked one after a step of training, of those where that can be told."""
+    found = [row["trained_rel"] for row in rows if row.get("trained_rel") is not None]
+    return f"{sum(gap <= SAME for gap in found)} of {len(found)}" if found else ""
 
 
 def _costs(known: dict[tuple[str, str], Row]) -> str:

@@ -22,7 +22,9 @@ def version() -> str:
     return installed("torch-pruning")
 
 
-def prune(model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report) -> tuple[nn.Module, Kept, None]:
+def prune(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], report: Report, _seed: int = 0
+) -> tuple[nn.Module, Kept, None]:
     """Prune half of every group that does not make the output; return the smaller network and the kept positions.
 
     Args:

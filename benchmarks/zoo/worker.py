@@ -19,6 +19,7 @@ from torch import nn
 from benchmarks.zoo.entry import Network
 from benchmarks.zoo.judge import judge, largest_difference
 from benchmarks.zoo.reach import reached, share_inside
+from benchmarks.zoo.trained import trained_difference
 from edgeprune.graph.enter import enter
 from edgeprune.graph.structure import output_tensors
 
@@ -65,17 +66,19 @@ def empty_row(network: Network, tool: str) -> Row:
             ("captured", "pruned", "runs", "exact", "silent_wrong", "scale_only", "trains", "timeout"), False
         ),
         **dict.fromkeys(("independent", "hooked", "max_rel", "effect", "signal", "mode", "macs", "cpu_s", "error")),
-        **dict.fromkeys(("reach_params", "reach_inside", "peak_mb", "params")),
+        **dict.fromkeys(("trained_rel", "reach_params", "reach_inside", "peak_mb", "params")),
         "pinned": [],
     }
 
 
-def make_row(network: Network, tool: str, show: Any, limit_s: int | None = None) -> Row:
+def make_row(network: Network, tool: str, show: Any, limit_s: int | None = None, seed: int = 0) -> Row:
     """Prune one network with one tool and judge the result.
 
     Args:
         show: Called with the row after every stage, so that a time-out leaves what was known.
         limit_s: CPU seconds for the tool, and again for everything after it; the process is killed beyond.
+        seed: 0 removes half of every group by magnitude. Any other number draws groups, ratios and units at random,
+            which only edgeprune is asked for.
     """
     row = empty_row(network, tool)
     torch.manual_seed(0)
@@ -95,7 +98,7 @@ def make_row(network: Network, tool: str, show: Any, limit_s: int | None = None)
     row["params"][0] = _count(model)
     work = copy.deepcopy(model)
     try:
-        small, kept, made = tool_module(tool).prune(work, inputs, lambda **fields: row.update(fields))
+        small, kept, made = tool_module(tool).prune(work, inputs, lambda **fields: row.update(fields), seed)
     except Exception as error:  # noqa: BLE001  whatever a tool raises is its result
         return _failed(row, error, before_mb)
     _limit(limit_s)
@@ -109,6 +112,7 @@ def make_row(network: Network, tool: str, show: Any, limit_s: int | None = None)
     if row["runs"]:
         row["macs"][1] = _macs(small, inputs)
         row["trains"] = _trains(small, model, inputs)
+        row["trained_rel"] = trained_difference(model, small, kept, inputs) if row["exact"] else None
         names = reached(made[0]) if made else {name for name, _ in kept}
         row["reach_inside"] = share_inside(model, inputs, names)
         if tool == "edgeprune":
@@ -235,7 +239,7 @@ def _status_mb(key: str) -> float:
     return 0.0
 
 
-def work(name: str, tool: str, limit_s: int, sender: Connection) -> None:
+def work(name: str, tool: str, limit_s: int, seed: int, sender: Connection) -> None:
     """Make a row in this process and send it after every stage, as far as it is known."""
     from benchmarks.zoo.networks import find
 
@@ -244,4 +248,4 @@ def work(name: str, tool: str, limit_s: int, sender: Connection) -> None:
     sink = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):  # networks and tools print
         os.dup2(sink, descriptor)
-    sender.send(make_row(find(name), tool, sender.send, limit_s))
+    sender.send(make_row(find(name), tool, sender.send, limit_s, seed))

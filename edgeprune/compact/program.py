@@ -79,6 +79,7 @@ class Captured(nn.Module):
             self.register_parameter(name, parameter)
         for name, buffer in holder._buffers.items():
             self.register_buffer(name, buffer, persistent=name not in holder._non_persistent_buffers_set)
+        self._recorded_layer = vars(holder)["_recorded_layer"]
         self._code = code
 
     @property
@@ -166,6 +167,8 @@ def _holder(module: nn.Module) -> nn.Module:
         if id(source) in bare:
             return bare[id(source)]
         result = bare[id(source)] = nn.Module()
+        # what kind of layer they are of: the pruning of single weights asks for it
+        result._recorded_layer = vars(source).get("_recorded_layer", (type(source), vars(source).get("groups", 1)))
         for name, parameter in source._parameters.items():
             result.register_parameter(name, parameter)
         for name, buffer in source._buffers.items():

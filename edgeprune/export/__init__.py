@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeprune.export.opened import read_artifact
     from edgeprune.export.record import Record, read_record
     from edgeprune.export.verify import require, verify_artifact, verify_pair
+    from edgeprune.export.zeros import zeros_in
 
 _HOMES = {
     "ArtifactModule": "module",
@@ -29,6 +30,7 @@ _HOMES = {
     "require": "verify",
     "verify_artifact": "verify",
     "verify_pair": "verify",
+    "zeros_in": "zeros",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "require",
     "verify_artifact",
     "verify_pair",
+    "zeros_in",
 ]
 
 

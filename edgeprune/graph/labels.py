@@ -115,9 +115,9 @@ class Atoms:
 
     def explain(self, ids: Ids) -> tuple[int, Pin] | None:
         """Return the first pinned representative among the atoms with its pin, or None."""
-        found = self.find(ids.reshape(-1))
-        while self._refined[found].any():
-            found = self._expand(found[None, :]).reshape(-1)
+        found = _in_order(self.find(ids.reshape(-1)))
+        while self._refined[found].any():  # products of products name the same atoms again and again
+            found = _in_order(self._expand(found[None, :]).reshape(-1))
         for atom in found.tolist():
             if atom in self._reasons:
                 return atom, self._reasons[atom]
@@ -307,6 +307,12 @@ def _apart(a: Ids, b: Ids) -> bool:
     if bool((a[1:] > a[:-1]).all() and (b[1:] > b[:-1]).all()) and (a[-1] < b[0] or b[-1] < a[0]):
         return True
     return _different(np.concatenate([a, b]))
+
+
+def _in_order(ids: Ids) -> Ids:
+    """Return every atom once, in the order in which they come."""
+    _, first = np.unique(ids, return_index=True)
+    return ids[np.sort(first)]
 
 
 def _without_repeats(ids: Ids) -> Ids:

@@ -84,6 +84,11 @@ class Trail:
         found = _Left(self, before, after, alive, {})
         return [found.mask(after if ref.id in after else before, ref, axis) for axis in range(len(ref.shape))]
 
+    def units_of(self, index: int, ref: Ref) -> list[Ids | None]:
+        """Return the unit numbers along the dimensions of an argument of a call; None where nothing can go."""
+        before, _ = self._steps[index]
+        return [self.units(label) for label in before.get(ref.id, (None,) * len(ref.shape))]
+
     def groups_left(self, alive: NDArray[np.bool_]) -> dict[str, int]:
         """Return how many groups grouped convolutions and group norms still have, by the path of the calling module."""
         masks: dict[int, NDArray[np.bool_] | None] = {}

@@ -5,19 +5,20 @@ Every function checks its result or raises; the network that is passed in is nev
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeprune.config import BenchConfig, FinetuneConfig, RunConfig
+from edgeprune.config import BenchConfig, FinetuneConfig, RunConfig, SparsifyConfig
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline.compress import RunResult
 from edgeprune.pipeline.compress import compress as run_compress
 from edgeprune.pipeline.distributed import is_follower
 from edgeprune.pipeline.events import Listener, ignore
 from edgeprune.targets import Target, find_target
-from edgeprune.values import Artifact, Check, Precision
+from edgeprune.values import Artifact, Check, Json, Precision
 from edgeprune.workload import Workload, as_inputs, load_workload
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from edgeprune.graph.flow import UserRules
     from edgeprune.graph.rules.custom import Entry
     from edgeprune.pipeline.layerwise import Layerwise
-    from edgeprune.pruning import PrunePlan
+    from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.search import Sensitivity
 
     Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -225,6 +226,51 @@ def apply(model: nn.Module, plan: PrunePlan, inputs: Inputs, *, rules: Sequence[
     return compact(model, plan, as_inputs(inputs), rules=load_rules(rules)).model
 
 
+def sparsify(
+    model: nn.Module,
+    *,
+    method: str = "magnitude",
+    amount: float | None = None,
+    threshold: float | None = None,
+    rate: float | None = None,
+    scope: Literal["global", "local"] | None = None,
+    pattern: str | None = None,
+    block: str | None = None,
+    keep: Sequence[str] = (),
+) -> tuple[nn.Module, Masks]:
+    """Return a copy of the network with single weights set to zero, and the masks that say which.
+
+    The file becomes smaller once it is compressed; a dense runtime is not faster. Training moves the zeros unless it is
+    told: `finetune(sparse, masks=masks, ...)`, or `masks.hold(sparse, optimizer)` in a loop of your own.
+
+    Args:
+        method: `threshold`, `relative`, `magnitude`, `lamp`, `erk`, `n:m` or `block`.
+        amount: Fraction of the weights that go, in [0, 1); of the blocks for `block`.
+        threshold: Weights whose magnitude is below go.
+        rate: As `threshold`, in units of the layer's `sqrt(mean(w^2) + mean(b^2))`.
+        scope: Whether `magnitude` and `block` rank within each layer (the default, `local`) or over all.
+        pattern: `2:4` keeps two of every four consecutive inputs.
+        block: `4x1` is four outputs by one input.
+        keep: Names or patterns of layers that stay dense.
+
+    Raises:
+        ConfigError: A setting is missing, out of range or means nothing to the method.
+        ModelError: A weight is not finite.
+        NothingToPrune: No layer can be pruned, or the settings prune nothing.
+    """
+    from edgeprune.config import validate
+    from edgeprune.graph.enter import enter
+    from edgeprune.pruning import make_masks
+
+    section: Json = {"method": method, "amount": amount, "threshold": threshold, "rate": rate, "scope": scope}
+    section |= {"pattern": pattern, "block": block, "keep": tuple(keep)}
+    config: SparsifyConfig = validate({"sparsify": section}, "sparsify()").sparsify
+    sparse = copy.deepcopy(enter(model).model)
+    masks = make_masks(sparse, config)
+    masks.apply_(sparse)
+    return sparse, masks
+
+
 def finetune(
     model: nn.Module,
     *,
@@ -235,6 +281,7 @@ def finetune(
     teacher: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
+    masks: Masks | None = None,
     **settings: Any,
 ) -> nn.Module:
     """Return a trained copy of the network, the best epoch by `evaluate` where that is given.
@@ -244,6 +291,7 @@ def finetune(
         step: Returns the loss of a batch. Without it the network learns the outputs of `teacher`.
         teacher: The dense network, for distillation; beside `step` it makes up `distill=0.5` of the loss.
         checkpoint: A file from which an interrupted training goes on.
+        masks: From `sparsify`: these weights stay exactly 0.0.
         settings: Other settings of the section `finetune`, such as `lr` or `optimizer`.
 
     Raises:
@@ -267,6 +315,7 @@ def finetune(
         teacher=teacher,
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         seed=seed,
+        masks=masks,
     )
     return result.model
 

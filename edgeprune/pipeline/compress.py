@@ -16,10 +16,12 @@ from edgeprune.config import RunConfig, load_config
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline import stages
 from edgeprune.pipeline.events import Event, Listener, ignore
+from edgeprune.pipeline.generalisation import generalisation, train_metrics
 from edgeprune.pipeline.looping import loop
 from edgeprune.pipeline.measuring import compare_rows
 from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.prepare import Prepared, absolute_settings, default_output, prepare
+from edgeprune.pipeline.sparsity import file_rows
 from edgeprune.pipeline.stages import Session
 from edgeprune.pipeline.verdict import judge
 from edgeprune.rundir import RunDirectory, StageRecord
@@ -125,20 +127,24 @@ def _stages(session: Session) -> Json:
         applied = stages.apply(session, planned)
         solved = stages.reconstruct(session, applied)
         recalibrated = stages.recalibrate(session, applied, solved)
-    start = looped.last if looped is not None else recalibrated or solved or applied
-    final = stages.finetune(session, start)
+    left = looped.last if looped is not None else recalibrated or solved or applied
+    sparse = stages.sparsify(session, left)
+    final = stages.finetune(session, sparse or left)
     exported = [
         stages.export(session, role, form, final) for form in config.export.formats for role in ("baseline", "model")
     ]
     stages.bench(session, exported)
     scores = [stages.accuracy(session, record) for record in exported]
+    trained = train_metrics(session, final)
     records = {
         "dense": dense,
         "pruned": applied,
         "reconstructed": solved,
         "recalibrated": recalibrated,
         "looped": looped.last if looped is not None else None,
+        "sparse": sparse,
         "finetuned": final,
+        "generalise": trained,
     }
     history = looped.history if looped is not None else None
     return _report(session, planned, records, list(zip(exported, scores, strict=True)), history)
@@ -208,7 +214,12 @@ def _gather(
         },
         "groups": planned.facts["groups"],
         "blocks": planned.facts.get("blocks", []),
-        "metrics": {name: record.facts["metrics"] if record else None for name, record in records.items()},
+        "sparsity": _sparsity(session, records["sparse"], artifacts),
+        "metrics": {
+            name: record.facts["metrics"] if record else None
+            for name, record in records.items()
+            if name != "generalise"
+        },
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],
         "artifacts": [_artifact(exported, scored) for exported, scored in artifacts],
@@ -224,6 +235,7 @@ def _gather(
         "loop": looped,
         "layerwise": planned.facts.get("layerwise"),
     }
+    result["generalisation"] = generalisation(records["generalise"], result)
     plain: Json = finite(result)
     plain["verdict"] = judge(plain, prepared.config)
     return plain
@@ -232,6 +244,17 @@ def _gather(
 def _sensitivity(config: RunConfig) -> Json | None:
     found = read_sensitivity(config.prune)
     return found.as_dict() if found is not None else None
+
+
+def _sparsity(
+    session: Session, sparse: StageRecord | None, artifacts: list[tuple[StageRecord, StageRecord | None]]
+) -> Json | None:
+    """Return what was zeroed and what that does to the files; None where no single weight was pruned."""
+    if sparse is None:
+        return None
+    names = ("method", "layers", "weights", "zeros", "params")
+    paths = [session.path(exported.facts["artifact"]["path"]) for exported, _ in artifacts]
+    return {name: sparse.facts[name] for name in names} | {"files": file_rows(paths)}
 
 
 def _reconstruction(record: StageRecord | None) -> Json | None:

@@ -139,13 +139,18 @@ def inputs_digest(inputs: tuple[torch.Tensor, ...]) -> str:
     return digest.hexdigest()
 
 
-def rules_digests(references: Sequence[str]) -> dict[str, str]:
-    """Return the sha256 of the code of the user's rules, by what the journal calls it; nothing without rules."""
+def functions_digests(config: PruneConfig) -> dict[str, str]:
+    """Return the sha256 of the code of the user's rules and criterion, where there are any, by name in the journal."""
+    criterion = [config.criterion] if ":" in config.criterion else []
+    return _digests("rules", config.rules) | _digests("criterion", criterion)
+
+
+def _digests(what: str, references: Sequence[str]) -> dict[str, str]:
     digest = hashlib.sha256()
     for reference in references:
         file = _module_file(import_code(reference.rpartition(":")[0]))
         digest.update(f"{reference.rpartition(':')[2]}\0".encode() + (file.read_bytes() if file is not None else b""))
-    return {"rules": digest.hexdigest()} if references else {}
+    return {what: digest.hexdigest()} if references else {}
 
 
 def sensitivity_digest(config: PruneConfig) -> dict[str, str]:

@@ -51,6 +51,7 @@ def follow() -> None:
             checkpoint=folder / task["checkpoint"],
             seed=loaded.seed,
             listen=ignore,
+            masks=loaded.masks,
         )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgeprune.config import RunConfig
     from edgeprune.graph.enter import Entered
     from edgeprune.graph.flow import UserRules
-    from edgeprune.pruning import PrunePlan
+    from edgeprune.pruning import Masks, PrunePlan
 
 REFERENCE = "network.toml"
 WEIGHTS = "weights.safetensors"
@@ -44,7 +44,7 @@ class Loaded:
     """A network that a command works on.
 
     `dense` is the user's whole network and `plan` what was removed from it; both are None for a program without
-    its workload, and `plan` is None for the dense network itself.
+    its workload, and `plan` is None for the dense network itself. `masks` are those of single pruned weights.
     """
 
     source: Path
@@ -56,6 +56,7 @@ class Loaded:
     plan: PrunePlan | None
     seed: int
     notices: tuple[Notice, ...] = ()
+    masks: Masks | None = None
     rules: UserRules | None = None
 
 
@@ -88,6 +89,27 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     return read_weights(str(path))
 
 
+def save_masks(folder: Path, masks: Masks | None) -> list[str]:
+    """Write the masks of a folder's network and return the names; without masks, remove those of an earlier one."""
+    if masks is None:
+        (folder / rundir.MASKS).unlink(missing_ok=True)
+        return []
+    save_state(folder / rundir.MASKS, masks.kept)
+    return [rundir.MASKS]
+
+
+def load_masks(folder: Path) -> Masks | None:
+    """Return the masks of a folder's network, None where no single weight was pruned.
+
+    Raises:
+        ResolveError: The file cannot be read.
+    """
+    from edgeprune.pruning import Masks
+
+    path = folder / rundir.MASKS
+    return Masks(kept=load_state(path)) if path.is_file() else None
+
+
 def check_prune_output(folder: Path, source: str) -> None:
     """Check that `prune` may write into a folder: absent, empty, or an earlier result of the same workload.
 
@@ -109,14 +131,18 @@ def check_prune_output(folder: Path, source: str) -> None:
         raise ResolveError(f"{folder} holds a network that was fine-tuned already", fix=fix)
 
 
-def write_network(folder: Path, workload: Workload, plan: PrunePlan, model: nn.Module, config: RunConfig) -> list[str]:
+def write_network(
+    folder: Path, workload: Workload, plan: PrunePlan, model: nn.Module, config: RunConfig, masks: Masks | None
+) -> list[str]:
     """Write a pruned network as `plan.json`, `weights.safetensors` and `network.toml`; return the names.
 
     Args:
         config: `weights`, `trust_pickle` and `seed` tell how the dense network is made again.
+        masks: Of the single weights that are zero; written as `masks.safetensors`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rundir.remove_temporary(folder)
+    save_masks(folder, None)  # those of an earlier network
     plan.save(folder / rundir.PLAN)
     save_state(folder / WEIGHTS, model.state_dict())
     reference: Json = {
@@ -132,7 +158,7 @@ def write_network(folder: Path, workload: Workload, plan: PrunePlan, model: nn.M
     if config.weights is not None:
         reference["weights"] = str(Path(config.weights).resolve())
     rundir.write_atomic(folder / REFERENCE, tomli_w.dumps(reference))
-    return [rundir.PLAN, WEIGHTS, REFERENCE]
+    return [rundir.PLAN, WEIGHTS, REFERENCE, *save_masks(folder, masks)]
 
 
 def workload_reference(workload: Workload) -> str:
@@ -225,6 +251,7 @@ def _open(folder: Path, reference: Json, weights: Path) -> Loaded:
         dense=dense,
         plan=plan,
         seed=reference["seed"],
+        masks=load_masks(folder),
         rules=rules,
     )
 

@@ -16,7 +16,7 @@ from edgeprune.pipeline import planning
 from edgeprune.pipeline.digests import sensitivity_digest
 from edgeprune.pipeline.folders import load_state, save_state
 from edgeprune.pipeline.networks import evaluate
-from edgeprune.pipeline.stages import Session, run_stage
+from edgeprune.pipeline.stages import Session, run_stage, weights_of
 from edgeprune.pipeline.tuning import (
     recalibrated,
     recalibrates,
@@ -52,7 +52,7 @@ class Looped:
     @property
     def weights(self) -> str:
         """The file of the last good weights."""
-        return next(name for name in self.last.outputs if name.endswith(".safetensors"))
+        return weights_of(self.last)
 
 
 def loop(session: Session, dense: StageRecord | None) -> Looped:

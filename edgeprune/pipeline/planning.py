@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from edgeprune.pruning.blocks import Block
     from edgeprune.search import Sensitivity
 
-GRADIENT_CRITERIA = ("taylor",)
 _log = logging.getLogger(__name__)
 
 
@@ -81,16 +80,26 @@ def make(
     from edgeprune.compact import analyse
     from edgeprune.compact.plans import prepared
     from edgeprune.pruning import make_plan, score
+    from edgeprune.pruning.criteria import OF_ACTIVATIONS, OF_LOSS
     from edgeprune.pruning.select import hold
     from edgeprune.workload import as_inputs
 
     inputs = as_inputs(inputs)
     model = prepared(model, inputs, split=config.split_recurrent)
-    wanted = data is not None and (_deep(config) or config.criterion in GRADIENT_CRITERIA)
+    wanted = data is not None and (_deep(config) or config.criterion in (*OF_LOSS, *OF_ACTIVATIONS))
     batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
     start = _start(model, inputs, config, batches, last)
     graph = last.graph if last is not None else analyse(start.model, inputs, config.output, rules)
-    scores = score(start.model, graph, config.criterion, inputs=inputs, train_step=step, batches=batches, seed=seed)
+    scores = score(
+        start.model,
+        graph,
+        config.criterion,
+        inputs=inputs,
+        train_step=step,
+        batches=batches,
+        samples=samples_of(batches) if config.criterion in OF_ACTIVATIONS else None,
+        seed=seed,
+    )
     share = None if layerwise is not None else sensitivity
 
     def planned(settings: PruneConfig) -> PrunePlan:
@@ -222,6 +231,13 @@ def allocation(
     macs = count_macs(model, inputs)
     freed = {name: 1 - remaining_macs(graph, {name: ()}, macs) for name in sizes}
     return sensitivity.allocate(freed, sum(freed.values()), config.ratios)
+
+
+def samples_of(batches: list[Any] | None) -> list[tuple[torch.Tensor, ...]] | None:
+    """Return what the network is called on in batches of the user; None without any."""
+    from edgeprune.training.batches import model_inputs
+
+    return [model_inputs(batch) for batch in batches] if batches else None
 
 
 def given(

@@ -6,26 +6,25 @@ directory is told here, in seconds, and not after an hour of training.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.config import RunConfig
+from edgeprune.config import RunConfig, SparsifyConfig
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline.digests import (
     absolute_rules,
     code_digest,
     code_path,
+    functions_digests,
     inputs_digest,
-    rules_digests,
     seeded,
     state_digest,
 )
 from edgeprune.pipeline.distributed import process_count
-from edgeprune.pipeline.planning import GRADIENT_CRITERIA, read_sensitivity
+from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
 from edgeprune.values import Notice, parse_bytes, parse_macs, parse_seconds
@@ -75,9 +74,10 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
     from edgeprune.devices import connect
     from edgeprune.graph.enter import enter
     from edgeprune.graph.rules.custom import load_rules
+    from edgeprune.pruning.criteria import check_name
 
     check_settings(config)
-    check_criterion(config.prune.criterion)
+    check_name(config.prune.criterion)
     target = find_target(config.target)
     check_formats(config, target)
     connect(target)
@@ -98,7 +98,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         "workload code": code_digest(workload, model),
         "weights": state_digest(model.state_dict()),
         "example inputs": inputs_digest(inputs),
-    } | rules_digests(config.prune.rules)
+    } | functions_digests(config.prune)
     notices = (*entered.notices, *_other_weights(config, digests))
     align = target.align if config.prune.align == "target" else config.prune.align
     name = workload.name if workload.name != "workload" else type(model).__name__.lower()
@@ -145,20 +145,6 @@ def check_settings(config: RunConfig) -> None:
                 raise ConfigError(f"{key}: {error.message}", fix=error.fix) from None
 
 
-def check_criterion(name: str) -> None:
-    """Check that there is a criterion of this name.
-
-    Raises:
-        ConfigError: There is none; the nearest one is named.
-    """
-    from edgeprune.pruning.criteria import CRITERIA
-
-    if name not in CRITERIA:
-        near = difflib.get_close_matches(name, CRITERIA, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"unknown criterion '{name}'{hint}", fix=f"criteria: {', '.join(CRITERIA)}")
-
-
 def check_formats(config: RunConfig, target: Target) -> None:
     """Check that every format can be made here and run on the target.
 
@@ -195,7 +181,9 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
     Raises:
         ConfigError: A function is missing.
     """
-    if config.prune.criterion in GRADIENT_CRITERIA and training_source(workload)[1] is None:
+    from edgeprune.pruning.criteria import OF_LOSS
+
+    if config.prune.criterion in OF_LOSS and training_source(workload)[1] is None:
         raise ConfigError(
             f"prune.criterion = '{config.prune.criterion}' needs gradients, and {workload.source} has no train_step",
             where=workload.source,
@@ -256,13 +244,24 @@ def check_loop(config: RunConfig, processes: int, has_metric: bool, source: str)
 def default_output(prepared: Prepared) -> Path:
     """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget.
 
-    With `-d25` for depth 0.25 and `-loop4` for a loop of four steps.
+    Depth 0.25 adds `-d25`, a loop of four steps `-loop4`, and weight pruning its method with what it was given, such as
+    `-lamp80` or `-2of4`.
     """
     prune = prepared.config.prune
     what = f"macs{prune.max_macs}" if prune.max_macs is not None else f"r{round(prune.ratio * 100)}"
     deep = f"-d{round(prune.depth * 100)}" if prune.depth > 0 else ""
     loop = f"-loop{prepared.config.loop.steps}" if prepared.config.loop.active else ""
-    return Path("runs") / f"{prepared.name}-{what}{deep}{loop}"
+    return Path("runs") / f"{prepared.name}-{what}{deep}{loop}{_sparse_name(prepared.config.sparsify)}"
+
+
+def _sparse_name(config: SparsifyConfig) -> str:
+    if config.method is None:
+        return ""
+    if config.pattern is not None:
+        return f"-{config.pattern.replace(':', 'of')}"
+    if config.amount is not None:
+        return f"-{config.block or config.method}{'-' * (config.block is not None)}{config.amount * 100:g}"
+    return f"-{config.method}{config.threshold or config.rate:g}"
 
 
 def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:
@@ -275,7 +274,8 @@ def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:
         changes["weights"] = str(Path(config.weights).resolve())
     if config.target.endswith(".toml"):
         changes["target"] = str(Path(config.target).resolve())
-    prune: dict[str, Any] = {"rules": absolute_rules(config.prune.rules)}
+    (criterion,) = absolute_rules([config.prune.criterion])
+    prune: dict[str, Any] = {"rules": absolute_rules(config.prune.rules), "criterion": criterion}
     if config.prune.sensitivity is not None:
         prune["sensitivity"] = str(Path(config.prune.sensitivity).resolve())
     changes["prune"] = config.prune.model_copy(update=prune)

@@ -12,11 +12,11 @@ from edgeprune import rundir
 from edgeprune.config import PruneConfig, RunConfig
 from edgeprune.errors import NothingToPrune, ResolveError
 from edgeprune.pipeline import planning
-from edgeprune.pipeline.digests import code_digest, inputs_digest, rules_digests, seeded, state_digest
+from edgeprune.pipeline.digests import code_digest, functions_digests, inputs_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import open_network
 from edgeprune.pipeline.networks import evaluate
-from edgeprune.pipeline.prepare import check_criterion, check_functions, check_settings
+from edgeprune.pipeline.prepare import check_functions, check_settings
 from edgeprune.pipeline.trials import FILE as TRIALS
 from edgeprune.pipeline.trials import Subject, Trials, trial_key, yardstick
 from edgeprune.pipeline.tuning import reconstruction_source, training_source
@@ -54,9 +54,10 @@ def sensitivity(config: RunConfig, *, listen: Listener) -> Json:
         NothingToPrune: Every group is pinned.
     """
     from edgeprune.graph.rules.custom import load_rules
+    from edgeprune.pruning.criteria import check_name
 
     check_settings(config)
-    check_criterion(config.prune.criterion)
+    check_name(config.prune.criterion)
     workload = load_workload(config.workload)
     check_functions(config, workload)
     folder = Path(config.output or "sensitivity")
@@ -71,7 +72,7 @@ def sensitivity(config: RunConfig, *, listen: Listener) -> Json:
         "workload code": code_digest(workload, loaded.model),
         "weights": state_digest(loaded.model.state_dict()),
         "example inputs": inputs_digest(loaded.inputs),
-    } | rules_digests(config.prune.rules)
+    } | functions_digests(config.prune)
     subject = Subject(
         model=loaded.model,
         inputs=loaded.inputs,
@@ -166,6 +167,7 @@ def _cells(subject: Subject, config: RunConfig, align: int, step: Any, source: A
     from edgeprune.compact import analyse
     from edgeprune.compact.plans import prepared
     from edgeprune.pruning import score
+    from edgeprune.pruning.criteria import OF_ACTIVATIONS, OF_LOSS
     from edgeprune.pruning.select import hold, together
 
     model = prepared(subject.model, subject.inputs, split=config.prune.split_recurrent)
@@ -175,7 +177,7 @@ def _cells(subject: Subject, config: RunConfig, align: int, step: Any, source: A
         graph = hold(graph, config.prune.keep, known)
     batches = None
     with seeded(config.seed, "plan"):
-        if source is not None and config.prune.criterion in planning.GRADIENT_CRITERIA:
+        if source is not None and config.prune.criterion in (*OF_LOSS, *OF_ACTIVATIONS):
             batches = [batch for batch, _ in zip(source(), range(config.prune.batches), strict=False)]
         scores = score(
             model,
@@ -184,6 +186,7 @@ def _cells(subject: Subject, config: RunConfig, align: int, step: Any, source: A
             inputs=subject.inputs,
             train_step=step,
             batches=batches,
+            samples=planning.samples_of(batches) if config.prune.criterion in OF_ACTIVATIONS else None,
             seed=config.seed,
         )
     alone = partial(_alone, graph, scores, config.prune, align, model, subject.inputs)

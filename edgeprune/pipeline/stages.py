@@ -18,10 +18,11 @@ from edgeprune.errors import ModelError
 from edgeprune.pipeline import distributed, planning
 from edgeprune.pipeline.digests import seeded, sensitivity_digest
 from edgeprune.pipeline.events import Event, Listener
-from edgeprune.pipeline.folders import load_state, save_state
+from edgeprune.pipeline.folders import load_masks, load_state, save_masks, save_state
 from edgeprune.pipeline.measuring import bench_progress
 from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
 from edgeprune.pipeline.prepare import Prepared
+from edgeprune.pipeline.sparsity import lost_zeros, sparsified
 from edgeprune.pipeline.trials import FILE as TRIALS
 from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
@@ -225,7 +226,7 @@ def reconstruct(session: Session, applied: StageRecord) -> StageRecord | None:
     """Solve for the weights that are left, on data or on made-up inputs; writes `reconstructed.safetensors`."""
     prepared = session.prepared
     config = prepared.config.reconstruct
-    if config.samples == 0:
+    if config.samples == 0 or applied.facts["params"] == applied.facts["before"]["params"]:  # nothing was removed
         return None
     settings = {f"reconstruct.{name}": value for name, value in config.model_dump(mode="json").items()}
     settings["seed"] = prepared.config.seed
@@ -279,15 +280,52 @@ def recalibrate(session: Session, applied: StageRecord, solved: StageRecord | No
     return run_stage(session, key, work, subject=rundir.RECALIBRATED)
 
 
+def weights_of(record: StageRecord) -> str:
+    """Return the file of weights that a stage wrote, beside a plan or masks."""
+    return next(name for name in record.outputs if name.endswith(".safetensors") and name != rundir.MASKS)
+
+
+def sparsify(session: Session, source: StageRecord) -> StageRecord | None:
+    """Set single weights to zero, where the settings name a method; writes the weights and their masks.
+
+    BatchNorm statistics are made anew, where there are any and there is data: they too were those of the whole weights.
+
+    Args:
+        source: The stage that wrote the weights to choose from.
+    """
+    prepared = session.prepared
+    config, count = prepared.config.sparsify, prepared.config.finetune.recalibrate_batches
+    if config.method is None:
+        save_masks(session.run.path, None)
+        return None
+    start = weights_of(source)
+    settings = {f"sparsify.{name}": value for name, value in config.model_dump(mode="json").items()}
+    settings |= {"finetune.recalibrate_batches": count, "seed": prepared.config.seed}
+    key = StageKey(stage="sparsify", settings=settings, inputs=prepared.digests | source.outputs)
+
+    def work() -> tuple[tuple[str, ...], Json]:
+        model = network(session, start)
+        masks, facts = sparsified(model, config)
+        if recalibrates(prepared.workload, model, count):
+            model = recalibrated(prepared.workload, model, count)
+        save_state(session.path(rundir.SPARSE), model.state_dict())
+        save_masks(session.run.path, masks)
+        return (rundir.SPARSE, rundir.MASKS), facts | {"metrics": evaluate(prepared.workload, model)}
+
+    record = run_stage(session, key, work, subject=rundir.SPARSE)
+    session.notices_of("sparsify", record)
+    return record
+
+
 def finetune(session: Session, source: StageRecord) -> StageRecord:
     """Train the pruned network; with no epochs or no data the weights are taken over as they are.
 
     Args:
-        source: The stage that wrote the weights to start from, `recalibrate` or `apply`.
+        source: The stage that wrote the weights to start from: `sparsify`, `recalibrate` or `apply`.
     """
     prepared = session.prepared
     config = prepared.config.finetune
-    (start,) = (name for name in source.outputs if name.endswith(".safetensors"))
+    start = weights_of(source)
     trains = training_source(prepared.workload)[0] is not None and config.epochs > 0
     settings: Json = {"finetune.epochs": config.epochs}
     if trains:
@@ -295,7 +333,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
         settings = {f"finetune.{k}": v for k, v in config.model_dump(mode="json").items() if k not in ignored}
         settings["seed"] = prepared.config.seed
         settings |= {"loop": True} if prepared.config.loop.active else {}
-    key = StageKey(stage="finetune", settings=settings, inputs=prepared.digests | {start: source.outputs[start]})
+    key = StageKey(stage="finetune", settings=settings, inputs=prepared.digests | source.outputs)
     checkpoint = session.path(f"{rundir.CHECKPOINT}{key.digest()[:12]}")
     told = tuning_notice(prepared.workload, config.epochs)
     if told is not None:
@@ -316,6 +354,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
             checkpoint=checkpoint,
             seed=prepared.config.seed,
             listen=session.listen,
+            masks=load_masks(session.run.path),
         )
         history = history_rows(result)
         rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(finite(history), indent=1) + "\n")
@@ -362,8 +401,14 @@ def export(session: Session, role: str, form: str, final: StageRecord) -> StageR
         metadata = {"edgeprune": VERSION, "workload": prepared.name, "role": role}
         if role == "model":
             metadata["plan"] = _weights_and_plan(session, final)["plan"]
+        model, masks = prepared.model, None
+        if role == "model":
+            model, masks = network(session, rundir.FINETUNED), load_masks(session.run.path)
+        if masks is not None:
+            masks.check(model)
+            metadata["sparsity"] = f"{masks.sparsity:.4f}"
         exported = write(
-            prepared.model if role == "baseline" else network(session, rundir.FINETUNED),
+            model,
             prepared.inputs,
             session.path(name),
             dynamic_batch=config.dynamic_batch,
@@ -374,7 +419,7 @@ def export(session: Session, role: str, form: str, final: StageRecord) -> StageR
         facts = {
             "artifact": exported.artifact.as_dict() | {"path": name},
             "checks": [check.as_dict() for check in exported.checks],
-            "notices": [notice.as_dict() for notice in exported.notices],
+            "notices": [notice.as_dict() for notice in (*exported.notices, *lost_zeros(session.path(name), masks))],
         }
         return (name,), facts
 
@@ -386,7 +431,8 @@ def export(session: Session, role: str, form: str, final: StageRecord) -> StageR
 def _weights_and_plan(session: Session, final: StageRecord) -> dict[str, str]:
     planned = session.run.last("plan")
     digest = planned.facts["digest"] if planned is not None else ""
-    return {"plan": digest, rundir.FINETUNED: final.outputs[rundir.FINETUNED]}
+    masks = {name: value for name, value in final.inputs.items() if name == rundir.MASKS}
+    return {"plan": digest, rundir.FINETUNED: final.outputs[rundir.FINETUNED]} | masks
 
 
 def accuracy(session: Session, exported: StageRecord) -> StageRecord | None:

@@ -19,7 +19,8 @@ from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
-from edgeprune.pipeline.prepare import check_criterion, check_format_packages, check_functions, check_settings
+from edgeprune.pipeline.prepare import check_format_packages, check_functions, check_settings
+from edgeprune.pipeline.sparsity import lost_zeros, sparsified
 from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
     history_rows,
@@ -97,9 +98,10 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     from edgeprune.graph.cost import count_macs, count_params
     from edgeprune.graph.rules.custom import load_rules
     from edgeprune.pruning import PrunePlan
+    from edgeprune.pruning.criteria import check_name
 
     check_settings(config)
-    check_criterion(config.prune.criterion)
+    check_name(config.prune.criterion)
     workload = load_workload(config.workload)
     check_functions(config, workload)
     folder = Path(config.output or "pruned")
@@ -127,7 +129,12 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     told = {"groups": groups, "blocks": planned.blocks, "align": align}
     listen(Event(stage="plan", state="done", facts=told, seconds=None))
     compacted = compact(model, planned.plan, inputs, planned.graph)
-    files = folders.write_network(folder, workload, planned.plan, compacted.model, config)
+    masks, sparse = None, None
+    if config.sparsify.method is not None:
+        masks, sparse = sparsified(compacted.model, config.sparsify)
+        for found in sparse["notices"]:
+            listen(Event(stage="sparsify", state="notice", notice=Notice(**found)))
+    files = folders.write_network(folder, workload, planned.plan, compacted.model, config, masks)
     reason = folders.write_program(folder / folders.PROGRAM, compacted.model, inputs)
     facts = {
         "params": {"dense": count_params(model), "pruned": count_params(compacted.model)},
@@ -142,6 +149,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
         "groups": groups,
         "blocks": planned.blocks,
         "layerwise": planned.layerwise,
+        "sparsity": sparse,
         "no_program": reason,
     }
 
@@ -184,6 +192,7 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
                 checkpoint=checkpoint,
                 seed=loaded.seed,
                 listen=listen,
+                masks=loaded.masks,
             )
         for told in result.notices:
             listen(Event(stage="finetune", state="notice", notice=told))
@@ -199,7 +208,7 @@ def _reconstruct(
     folder: Path, loaded: Loaded, config: ReconstructConfig, metrics: Json, listen: Listener
 ) -> str | None:
     """Solve for the weights that are left; return the file of weights to train from, None where that did not help."""
-    if config.samples == 0 or loaded.plan is None:
+    if config.samples == 0 or loaded.plan is None or loaded.masks is not None:  # it would fill the pruned weights
         return None
     listen(Event(stage="reconstruct", state="begin"))
     with seeded(loaded.seed, "reconstruct"):
@@ -248,7 +257,7 @@ def _finetune_folder(source: Path, output: str | None) -> Path:
     if output is None or Path(output).resolve() == source.resolve():
         return source
     folder = Path(output)
-    names = (rundir.PLAN, folders.WEIGHTS, folders.REFERENCE)
+    names = (rundir.PLAN, folders.WEIGHTS, folders.REFERENCE, rundir.MASKS)
     if folder.exists() and any(folder.iterdir()):
         if any(rundir.file_digest(folder / name) != rundir.file_digest(source / name) for name in names):
             raise ResolveError(
@@ -256,7 +265,7 @@ def _finetune_folder(source: Path, output: str | None) -> Path:
             )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    for name in filter(lambda name: (source / name).is_file(), names):
         with rundir.replacing(folder / name) as temporary:
             shutil.copyfile(source / name, temporary)
     return folder
@@ -282,6 +291,9 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
     metadata = {"edgeprune": VERSION, "workload": loaded.name, "role": "baseline" if loaded.plan is None else "model"}
     if loaded.plan is not None:
         metadata["plan"] = loaded.plan.digest
+    if loaded.masks is not None:
+        loaded.masks.check(loaded.model)
+        metadata["sparsity"] = f"{loaded.masks.sparsity:.4f}"
     path.parent.mkdir(parents=True, exist_ok=True)
     listen(Event(stage="export", state="begin", subject=str(path)))
     exported = write(
@@ -293,13 +305,14 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
         tolerance=config.export.tolerance,
         timeout_s=config.export.timeout_s,
     )
+    notices = [*exported.notices, *lost_zeros(path, loaded.masks)]
     facts = {
         "artifact": exported.artifact.as_dict(),
         "checks": [check.as_dict() for check in exported.checks],
-        "notices": [notice.as_dict() for notice in exported.notices],
+        "notices": [notice.as_dict() for notice in notices],
     }
     listen(Event(stage="export", state="done", subject=str(path), facts=facts))
-    for notice in exported.notices:
+    for notice in notices:
         listen(Event(stage="export", state="notice", notice=notice))
     return facts
 

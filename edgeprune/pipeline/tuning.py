@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.graph.flow import UserRules
-    from edgeprune.pruning import PrunePlan
+    from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.reconstruct import Reconstructed
     from edgeprune.training import FinetuneResult, Progress
 
@@ -173,12 +173,14 @@ def tuned(
     checkpoint: Path,
     seed: int,
     listen: Listener,
+    masks: Masks | None = None,
 ) -> FinetuneResult:
     """Fine-tune a network, going on from the checkpoint where there is one.
 
     Args:
         dense: The teacher, where the network is distilled.
         listen: Gets `progress` events of the stage `finetune`.
+        masks: Single weights that stay zero.
 
     Raises:
         TrainingError: The loss or the weights are not finite.
@@ -206,6 +208,7 @@ def tuned(
         checkpoint=checkpoint,
         on_progress=progress,
         seed=seed,
+        masks=masks,
     )
 
 

@@ -16,7 +16,7 @@ def judge(result: Json, config: RunConfig) -> Json:
     """Return the verdict of a result: its text, whether every budget was met, and the budgets one by one."""
     rows = rows_of(result)
     budgets = _latency(rows, config) + _size(rows, config) + _drop(rows, config)
-    parts = [*_speed(rows), *_sizes(rows), *_metrics(rows, config)]
+    parts = [*_speed(rows), *_sizes(rows), *_compressed(result), *_metrics(rows, config)]
     missed = [budget["name"] for budget in budgets if not budget["passed"]]
     if missed:
         parts.append(f"missed: {', '.join(missed)}")
@@ -82,6 +82,21 @@ def _sizes(rows: tuple[Row, ...]) -> list[str]:
     for dense, pruned in _pairs(rows):
         if dense.size_bytes and pruned.size_bytes:
             found[pruned.format] = f"{dense.size_bytes / pruned.size_bytes:.2f}x smaller"
+    return _same(found)
+
+
+def _compressed(result: Json) -> list[str]:
+    """Say how much smaller the compressed files are, where single weights were pruned; speed is not theirs to claim."""
+    sparsity = result.get("sparsity")
+    if not sparsity:
+        return []
+    bytes_of = {row["name"]: row["compressed_bytes"] for row in sparsity["files"]}
+    found = {}
+    for name, size in bytes_of.items():
+        role, _, form = name.rpartition(".")
+        dense = bytes_of.get(f"baseline.{form}")
+        if role == "model" and dense and size:
+            found[form] = f"{dense / size:.2f}x smaller compressed"
     return _same(found)
 
 

@@ -1,15 +1,16 @@
 """Criteria: how important every unit of every group is.
 
-`l1`, `l2`: magnitude of a unit's weights. `bn_scale`: absolute scale of its normalisation (Liu et al. 2017, Network
-Slimming). `taylor`: first-order estimate of the loss change, gradient times weight over real batches (Molchanov et
-al. 2019). `random`: a baseline. A criterion sees a network and a graph and returns scores; it removes nothing.
+Of the weights: `l1`, `l2`, their magnitude; `fpgm`, their distance to the geometric median; `bn_scale`, the absolute
+scale of the normalisation (Liu et al. 2017, Network Slimming). Of the loss: `taylor` and `hessian`. Of what flows:
+`activation` and `apoz`. `random` is a baseline. `package.module:function` and `file.py:function` are the user's own. A
+criterion sees a network and a graph and returns scores; it removes nothing.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,15 +19,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeprune.errors import ConfigError, ModelError
+from edgeprune.errors import ConfigError
 from edgeprune.graph import ChannelGraph, Group
 from edgeprune.graph.classes import BLOCKED
 from edgeprune.graph.structure import copy_model
+from edgeprune.pruning.activations import activation_scores
+from edgeprune.pruning.filters import distances
+from edgeprune.pruning.gradients import curvature, taylor
+from edgeprune.workload import import_code
 
 logger = logging.getLogger(__name__)
 
 Scores = dict[str, NDArray[np.float64]]
-CRITERIA = ("l1", "l2", "bn_scale", "taylor", "random")
+Criterion = Callable[[nn.Module, ChannelGraph], Mapping[str, Any]]
+OF_LOSS = ("taylor", "hessian")
+OF_ACTIVATIONS = ("activation", "apoz")
+CRITERIA = ("l1", "l2", "fpgm", "bn_scale", *OF_LOSS, *OF_ACTIVATIONS, "random")
 _EPSILON = 1e-12
 _CHUNK = 1 << 16  # values
 
@@ -34,11 +42,12 @@ _CHUNK = 1 << 16  # values
 def score(
     model: nn.Module,
     graph: ChannelGraph,
-    criterion: str,
+    criterion: str | Criterion,
     *,
     inputs: tuple[torch.Tensor, ...],
     train_step: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     batches: Iterable[Any] | None = None,
+    samples: Iterable[tuple[torch.Tensor, ...]] | None = None,
     seed: int = 0,
 ) -> Scores:
     """Return the importance of every unit of every free group, shape (group.size,), higher means keep.
@@ -46,33 +55,87 @@ def score(
     Within one group a score is comparable; across groups too, as every tensor's contribution is relative to its mean.
 
     Args:
-        inputs: Example tensors; unused by the built-in criteria.
-        train_step: Returns the loss of a batch; `taylor` needs it, with `batches`.
+        criterion: One of `CRITERIA`, `package.module:function`, `file.py:function`, or such a function: it gets the
+            network and the graph and returns scores by group name.
+        inputs: Example tensors, on which a criterion of activations looks where there are no samples.
+        train_step: Returns the loss of a batch; criteria of the loss need it, with `batches`.
+        samples: Inputs of the network for criteria of activations.
 
     Raises:
-        ConfigError: An unknown criterion, or `taylor` without a training step and batches.
-        ModelError: The loss is not finite or not one value.
+        ConfigError: An unknown criterion, one of the loss without a training step and batches, or a user's function
+            that cannot be found or returns something else than scores.
+        ModelError: The loss is not finite or not one value, or activations are not finite.
     """
-    if criterion not in CRITERIA:
-        near = difflib.get_close_matches(criterion, CRITERIA, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"unknown criterion '{criterion}'{hint}", fix=f"criteria: {', '.join(CRITERIA)}")
+    if not isinstance(criterion, str) or ":" in criterion:
+        return _own(criterion, model, graph)
+    check_name(criterion)
     if criterion == "random":
         generator = np.random.default_rng(seed)
         return {group.name: generator.random(group.size) for group in graph.free}
-    if criterion == "taylor":
+    if criterion in OF_LOSS:
         if train_step is None or batches is None:
             raise ConfigError(
-                "criterion 'taylor' needs gradients, and the workload has no train_step with train_data",
+                f"criterion '{criterion}' needs gradients, and the workload has no train_step with train_data",
                 fix="add train_step and train_data to the workload, or use  -s prune.criterion=l2",
             )
-        values = _taylor(model, graph, train_step, batches)
-    else:
-        values = _magnitudes(model, graph, 1 if criterion == "l1" else 2)
-    scores = _gather(graph, graph.free, values)
+        if criterion == "taylor":
+            return _gather(graph, graph.free, taylor(model, graph, train_step, batches))
+        return _gather(graph, graph.free, curvature(model, graph, train_step, batches, seed))
+    if criterion == "fpgm":
+        found = _gather(graph, graph.free, distances(model, graph))
+        return _or_l2(model, graph, found, "weight that makes its channels")
+    if criterion in OF_ACTIVATIONS:
+        found = activation_scores(model, graph, criterion, samples if samples is not None else [inputs])
+        return _or_l2(model, graph, found, "layer that reads its channels")
+    scores = _gather(graph, graph.free, _magnitudes(model, graph, 1 if criterion == "l1" else 2))
     if criterion == "bn_scale":
         scores |= _norm_scales(model, graph)
     return scores
+
+
+def check_name(criterion: str) -> None:
+    """Check that there is a criterion of this name; functions of the user are looked up when they are called.
+
+    Raises:
+        ConfigError: There is none; the nearest name is in the message.
+    """
+    if criterion not in CRITERIA and ":" not in criterion:
+        near = difflib.get_close_matches(criterion, CRITERIA, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        known = f"criteria: {', '.join(CRITERIA)}, or module:function"
+        raise ConfigError(f"unknown criterion '{criterion}'{hint}", fix=known)
+
+
+def _own(criterion: str | Criterion, model: nn.Module, graph: ChannelGraph) -> Scores:
+    """Return the scores of a user's function, checked."""
+    function: Any = criterion
+    name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
+    if isinstance(criterion, str):
+        home, _, attribute = criterion.rpartition(":")
+        function = getattr(import_code(home), attribute, None)
+    if not callable(function):
+        what = type(function).__name__
+        raise ConfigError(f"criterion '{name}' is {what}, not a function", fix="name a function of the file")
+    found = function(copy_model(model).eval(), graph)
+    scores = {}
+    for group in graph.free:
+        values = np.asarray(found.get(group.name) if isinstance(found, Mapping) else None, dtype=np.float64)
+        if values.shape != (group.size,) or not np.isfinite(values).all():
+            shape = "nothing" if values.shape == () else f"shape {values.shape}"
+            raise ConfigError(
+                f"criterion '{name}' returned {shape} for group '{group.name}', or values that are not finite",
+                fix=f"return {{group.name: array of (group.size,) values for group in graph.free}}, here {group.size}",
+            )
+        scores[group.name] = values
+    return scores
+
+
+def _or_l2(model: nn.Module, graph: ChannelGraph, found: Scores, needed: str) -> Scores:
+    """Return scores with those of `l2` for groups that a criterion says nothing about."""
+    silent = [group for group in graph.free if group.name not in found or not found[group.name].any()]
+    for group in silent:
+        logger.info("group %s has no %s; l2 stands in there", group.name, needed)
+    return found | (_gather(graph, silent, _magnitudes(model, graph, 2)) if silent else {})
 
 
 def _magnitudes(model: nn.Module, graph: ChannelGraph, power: int) -> dict[tuple[str, int], NDArray[np.float64]]:
@@ -108,41 +171,6 @@ def _powers_summed(weight: torch.Tensor, power: int) -> tuple[torch.Tensor, torc
         rows.append(powers.sum(dim=1))
         columns += powers.sum(dim=0)
     return torch.cat(rows), columns.view(weight.shape[1:])
-
-
-def _taylor(
-    model: nn.Module,
-    graph: ChannelGraph,
-    step: Callable[[nn.Module, Any], torch.Tensor],
-    batches: Iterable[Any],
-) -> dict[tuple[str, int], NDArray[np.float64]]:
-    """Return per position the sum over batches of the squared sum of gradient times weight over its slice."""
-    working = copy_model(model).eval()
-    for parameter in working.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    tensors = dict(working.named_parameters(remove_duplicate=False))
-    values: dict[tuple[str, int], NDArray[np.float64]] = {}
-    for number, batch in enumerate(batches):
-        working.zero_grad(set_to_none=True)
-        loss = step(working, batch)
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise ModelError(f"train_step returned {what} instead of one loss value", fix="return loss.mean()")
-        if not torch.isfinite(loss).all():
-            raise ModelError(f"the loss of batch {number} is {float(loss.detach())} while scoring with 'taylor'")
-        loss.backward()  # type: ignore[no-untyped-call]
-        for (name, axis), units in graph.dims.items():
-            tensor = tensors.get(name)
-            if tensor is not None and tensor.dim() > 1 and tensor.grad is not None:
-                product = (tensor.detach() * tensor.grad).double()
-                if axis == BLOCKED:  # the inputs of every block apart
-                    product = product.reshape(units.shape[1] // product.shape[1], -1, *product.shape[1:])
-                    product = product.transpose(1, 2).flatten(0, 1)
-                change = _sum_over_others(product, max(axis, 0)).cpu().numpy() ** 2
-                values[(name, axis)] = values.get((name, axis), np.zeros_like(change)) + change
-    if not values:
-        raise ConfigError("criterion 'taylor' got no batch", fix="let train_data() return at least one batch")
-    return values
 
 
 def _sum_over_others(tensor: torch.Tensor, axis: int) -> torch.Tensor:

@@ -68,7 +68,7 @@ def make_plan(
     graph = hold(graph, config.keep, protected)
     _check_names(graph, config)
     wanted = config.max_macs is not None or config.ratio > 0 or any(config.ratios.values())
-    if not graph.free and (wanted or not blocks):
+    if not graph.free and wanted:
         raise NothingToPrune("no group can be pruned", fix=_reasons(graph))
 
     def choose(ratio: float) -> Keep:
@@ -228,7 +228,7 @@ def _lowered(scores: Scores, within: Units) -> Scores:
     for name, values in scores.items():
         gone = np.ones(len(values), dtype=bool)
         gone[list(within.get(name, range(len(values))))] = False
-        found[name] = np.where(gone, -1e-6, values)  # criteria give no negative score
+        found[name] = np.where(gone, min(float(values.min(initial=0.0)), 0.0) - 1e-6, values)
     return found
 
 

@@ -22,13 +22,14 @@ from edgeprune.reconstruct.recurrent import Recurrent, recurrent_of
 from edgeprune.reconstruct.recurrent import solve as solve_recurrent
 from edgeprune.reconstruct.rows import Layer, layer_of
 from edgeprune.reconstruct.shortcut import Paths, undone
-from edgeprune.reconstruct.solve import LeastSquares, SingularError, Solution
+from edgeprune.reconstruct.solve import FEW_ROWS, LeastSquares, SingularError, Solution
 from edgeprune.values import Json
 
 Inputs = tuple[torch.Tensor, ...]
 Progress = Callable[[int, int], None]
 
-_ROWS_PER_UNKNOWN, _ENOUGH_ROWS = 32, 65536
+_ROWS_PER_UNKNOWN, _ENOUGH_ROWS, _FEW_ROWS = 32, 65536, 2048
+_MOST_WORK = 2 * 10**11  # rows times unknowns squared: some seconds
 _HELD_OUT = 8
 _AGREEMENT = 1e-3
 
@@ -37,13 +38,13 @@ _AGREEMENT = 1e-3
 class Settings:
     """`samples` is the most examples that are used, `memory_bytes` what their tensors may take at a time.
 
-    A layer with more than `max_unknowns` inputs per output keeps its weights. `ridge` replaces the choice by rows per
-    unknown.
+    A layer with more than `max_unknowns` inputs per output is solved on few rows only. `ridge` replaces the choice by
+    the number of rows per unknown.
     """
 
     samples: int = 512
     memory_bytes: int = 2 << 30
-    max_unknowns: int = 8192
+    max_unknowns: int = 4096
     ridge: float | None = None
 
 
@@ -270,9 +271,6 @@ class _Walk:
             or len(self.record.names[self.record.tensors[layer.weight.id]]) > 1
         ):
             return "the weight is used more than once"
-        unknowns = layer.rows.matrix(old).shape[2]
-        if unknowns > self.settings.max_unknowns:
-            return f"{unknowns} unknowns per output, more than {self.settings.max_unknowns}"
         return None
 
     def _same(self, layer: Layer, pair: tuple[Replay, Replay], others: Sequence[Ref]) -> bool:
@@ -321,7 +319,7 @@ class _Walk:
     ) -> torch.Tensor | None:
         """Return which output positions of a sample are used, None for all: neighbours say much the same."""
         count = target.numel() // max(target.shape[layer.axis], 1)
-        most = -(-max(_ROWS_PER_UNKNOWN * problem.unknowns, _ENOUGH_ROWS) // samples)
+        most = -(-_enough_rows(problem.unknowns, self.settings.max_unknowns) // samples)
         if count <= most:
             return None
         return torch.randperm(count, generator=generator)[:most].to(target.device)
@@ -377,6 +375,17 @@ class _Walk:
                 [row for row in zip(dense, before, after, strict=True) if row[0].is_floating_point() and row[0].numel()]
             )
         return _relative(found, 1), _relative(found, 2)
+
+
+def _enough_rows(unknowns: int, max_unknowns: int) -> int:
+    """Return how many rows a problem gets: more cost time and hardly change the solution.
+
+    The Gram matrix of more than `max_unknowns` would take too much memory: the dual problem of few rows is solved.
+    """
+    if unknowns > max_unknowns:
+        return min(_FEW_ROWS, unknowns)
+    wanted = max(_ROWS_PER_UNKNOWN * unknowns, _ENOUGH_ROWS)
+    return min(wanted, max(FEW_ROWS * unknowns, _MOST_WORK // unknowns**2))
 
 
 def _row(weight: str, unknowns: int, rows: int, explained: float, shortcuts: int = 0) -> Json:

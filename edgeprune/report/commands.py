@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.report import quantities as q
-from edgeprune.report.stages import metrics_text, output_lines
+from edgeprune.report.stages import metrics_text, output_lines, zeros_text
 from edgeprune.report.text import bench_table, blocks_table, checks_table, compress_table, inspect_table, table
 from edgeprune.values import Json
 
@@ -65,6 +65,8 @@ def prune_text(done: Json) -> str:
     gone = [row["name"] for row in done.get("blocks") or () if row["removed"]]
     if gone:
         lines.insert(1, f" removed whole: {', '.join(gone)}")
+    if done.get("sparsity"):
+        lines.insert(-1, f" {zeros_text(done['sparsity'])}: a smaller compressed file, no faster dense runtime")
     if done["no_program"] is not None:
         lines.append(f" no pruned.pt2 ({done['no_program']}); plan.json and weights.safetensors rebuild the network")
     lines.append(f" next: edgeprune finetune {folder}   or  edgeprune export {folder} -o {Path(folder) / 'model.onnx'}")

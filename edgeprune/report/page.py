@@ -90,6 +90,15 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sparsity:
+    """Single weights that were pruned: what they bring, by file and by layer."""
+
+    note: str
+    files: Table
+    layers: Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Everything the report shows of one run."""
 
@@ -106,7 +115,9 @@ class Run:
     trade_off: Panel | None
     bars: tuple[Bar, ...]
     bars_note: str
+    sparsity: Sparsity | None
     stages: Table
+    splits: Table
     training: Panel
     samples: Panel
     cold: Table

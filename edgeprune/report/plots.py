@@ -243,13 +243,8 @@ def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int 
     for key in dict.fromkeys([*validated, *(key for key in trained if key != "loss")]):
         if key not in seen:
             plots.append((key, [key] if key in trained and key != "loss" else [], [key] if key in validated else []))
-    before = (
-        metrics.get("looped")
-        or metrics.get("recalibrated")
-        or metrics.get("reconstructed")
-        or metrics.get("pruned")
-        or {}
-    )
+    order = ("sparse", "looped", "recalibrated", "reconstructed", "pruned")
+    before = metrics.get(next((key for key in order if metrics.get(key)), "pruned")) or {}
     figures = tuple(
         _curves(f"{name}-{index}", plot, history, (before, metrics.get("dense") or {}), best_epoch, run_mark(run))
         for index, plot in enumerate(plots[:4])

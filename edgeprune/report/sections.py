@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from edgeprune.report import plots, tables
 from edgeprune.report import quantities as q
 from edgeprune.report.lanes import latency_samples
-from edgeprune.report.page import Bar, KeyFigure, Page, Run, Section
+from edgeprune.report.page import Bar, KeyFigure, Page, Run, Section, Sparsity
 from edgeprune.report.rows import Place, Row, metric_names, place_of, rows_of
 from edgeprune.report.search import layerwise_section, loop_section, sensitivity_section
-from edgeprune.report.stages import output_lines
+from edgeprune.report.stages import output_lines, zeros_text
 from edgeprune.values import Json, lower_is_better
 
 NOT_RECORDED = "not recorded"
@@ -55,7 +55,9 @@ def _run(index: int, result: Json, several: bool) -> Run:
         trade_off=None if several else _trade_off(name, result, rows),
         bars=_bars(groups),
         bars_note=_bars_note(groups) + _blocks_note(result.get("blocks") or []) + _output_note(result),
+        sparsity=_sparsity(result),
         stages=tables.stages(metrics),
+        splits=tables.splits(result.get("generalisation")),
         training=plots.training(
             f"{name}-training", result.get("history") or [], metrics, result.get("best_epoch"), index
         ),
@@ -212,6 +214,19 @@ def _blocks_note(blocks: Sequence[Json]) -> str:
     if not gone:
         return ""
     return f" Before that, {len(gone)} of {len(blocks)} residual blocks were removed whole: {', '.join(gone)}."
+
+
+def _sparsity(result: Json) -> Sparsity | None:
+    found = result.get("sparsity")
+    if not found:
+        return None
+    everything = q.share(found["zeros"] / max(found["params"], 1))
+    text = (
+        f"{zeros_text(found)} ({found['method']}), {everything} of all parameters. The zeros are stored like any other "
+        "number: the files keep their size, and shrink where they are compressed, as in a download or an app package "
+        "(deflate here). A dense runtime multiplies by them all the same and is not faster."
+    )
+    return Sparsity(note=text, files=tables.sparse_files(found), layers=tables.sparse_layers(found))
 
 
 def _output_note(result: Json) -> str:

@@ -46,6 +46,21 @@ def _describe_apply(facts: Json) -> str:
     return f"{params}, {macs}{calls}, verified: {_difference([facts['check']])}"
 
 
+def _describe_sparsify(facts: Json) -> str:
+    return f"{zeros_text(facts)} by {facts['method']}  {metrics_text(facts.get('metrics'))}".rstrip()
+
+
+def zeros_text(facts: Json) -> str:
+    """Return how many of the weights that were considered are zero.
+
+    Args:
+        facts: `weights`, `zeros` and `layers` of weight pruning.
+    """
+    layers = len(facts["layers"])
+    share = q.share(facts["zeros"] / max(facts["weights"], 1))
+    return f"{share} of {q.count(facts['weights'])} weights in {layers} layer{'s' * (layers != 1)} are zero"
+
+
 def _describe_reconstruct(facts: Json) -> str:
     if not facts["improved"]:
         return "the pruned weights were kept"
@@ -84,6 +99,10 @@ def _describe_export(facts: Json) -> str:
 
 def _describe_accuracy(facts: Json) -> str:
     return f"{facts['artifact']} {metrics_text(facts['metrics'])} through its runtime"
+
+
+def _describe_train_metrics(facts: Json) -> str:
+    return f"on training data: dense {metrics_text(facts['dense'])}, final {metrics_text(facts['final'])}"
 
 
 def _describe_bench(facts: Json) -> str:
@@ -138,9 +157,11 @@ _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "apply": _describe_apply,
     "reconstruct": _describe_reconstruct,
     "recalibrate": _describe_metrics,
+    "sparsify": _describe_sparsify,
     "finetune": _describe_finetune,
     "export": _describe_export,
     "accuracy": _describe_accuracy,
+    "generalise": _describe_train_metrics,
     "bench": _describe_bench,
     "sensitivity": _describe_sensitivity,
 }

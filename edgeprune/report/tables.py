@@ -71,7 +71,9 @@ def _blocks(blocks: dict[str, list[Line]]) -> tuple[Block, ...]:
 def _settings_in_short(result: Json) -> str:
     prune = (result.get("settings") or {}).get("prune") or {}
     budget = f"MACs {prune['max_macs']}" if prune.get("max_macs") else f"ratio {prune.get('ratio', '?')}"
-    return f"{budget}, {prune.get('criterion', '?')}"
+    sparsify = (result.get("settings") or {}).get("sparsify") or {}
+    zeros = f", {sparsify['method']}" if sparsify.get("method") else ""
+    return f"{budget}, {prune.get('criterion', '?')}{zeros}"
 
 
 def _remark(row: Row) -> str | None:
@@ -129,6 +131,7 @@ def stages(metrics: Json) -> Table:
         "reconstructed": "After reconstruction",
         "recalibrated": "After BatchNorm recalibration",
         "looped": "After the loop",
+        "sparse": "After weight pruning",
         "finetuned": "After fine-tuning",
     }
     known = {title: metrics[key] for key, title in steps.items() if metrics.get(key) is not None}
@@ -138,6 +141,60 @@ def stages(metrics: Json) -> Table:
         for title, values in known.items()
     ]
     return Table(titles=("PyTorch network", *names), blocks=(Block(lines=tuple(lines)),))
+
+
+def sparse_layers(sparsity: Json) -> Table:
+    """Return one line for each layer whose weights were considered: how many it has and how many are zero."""
+    lines = [
+        Line(
+            head=Cell(text=str(layer["name"])),
+            cells=(
+                Cell(text=q.shape(layer["shape"])),
+                Cell(text=q.count(layer["weights"])),
+                Cell(text=q.count(layer["zeros"])),
+                Cell(text=q.share(layer["zeros"] / max(layer["weights"], 1))),
+            ),
+        )
+        for layer in sparsity["layers"]
+    ]
+    return Table(titles=("Layer", "Shape", "Weights", "Zero", "Sparsity"), blocks=(Block(lines=tuple(lines)),))
+
+
+def sparse_files(sparsity: Json) -> Table:
+    """Return the files of a run as they are and compressed."""
+    files = sparsity["files"]
+    unit = q.size_unit(row[key] for row in files for key in ("size_bytes", "compressed_bytes"))
+    lines = [
+        Line(
+            head=Cell(text=str(row["name"])),
+            cells=(
+                Cell(text=q.size(row["size_bytes"], unit)),
+                Cell(text=q.size(row["compressed_bytes"], unit)),
+                Cell(text=f"{row['size_bytes'] / max(row['compressed_bytes'], 1):.2f}x"),
+            ),
+        )
+        for row in files
+    ]
+    return Table(titles=("File", "Size", "Compressed", "Ratio"), blocks=(Block(lines=tuple(lines)),))
+
+
+def splits(found: Json | None) -> Table:
+    """Return every metric on training, validation and test data, and the gap, of the dense and the final network."""
+    titles = {"dense": "Dense network", "final": "Final network"}
+    metrics = dict.fromkeys(name for row in (found or {}).values() for name in row["train"])
+    blocks = []
+    for metric in metrics:
+        lines = []
+        for key, title in titles.items():
+            row = (found or {})[key]
+            cells = [
+                measured(q.metric((row[split] or {}).get(metric), PLACES))
+                for split in ("train", "validation", "test", "gap")
+            ]
+            lines.append(Line(head=Cell(text=title), cells=tuple(cells)))
+        blocks.append(Block(lines=tuple(lines), title=metric if len(metrics) > 1 else None))
+    first = next(iter(metrics), "metric") if len(metrics) == 1 else "Network"
+    return Table(titles=(first, "Training", "Validation", "Test", "Gap to training"), blocks=tuple(blocks))
 
 
 def cold(rows: Sequence[Row]) -> Table:

@@ -22,6 +22,7 @@ from torch import nn
 
 from edgeprune.config import FinetuneConfig
 from edgeprune.errors import ResolveError, StorageError
+from edgeprune.pruning.masks import Masks
 from edgeprune.training.records import Position
 from edgeprune.values import Json
 
@@ -73,6 +74,7 @@ def identify(
     has_evaluate: bool,
     seed: int,
     processes: int,
+    masks: Masks | None,
 ) -> Json:
     """Return what a training is; a checkpoint whose identity differs in anything belongs to another one."""
     settings = config.model_dump(mode="json", exclude=_IRRELEVANT)
@@ -83,6 +85,7 @@ def identify(
         "evaluate": has_evaluate,
         "the initial weights": digest_network(model),
         "the teacher": digest_network(teacher) if teacher is not None else None,
+        "the masks": masks.digest if masks is not None else None,
     }
 
 

@@ -2,7 +2,7 @@
 
 Owns the order of things inside a training: which batch, which random stream, which learning rate, when to validate,
 what is best, when to write. Losses come from the user's step and `distill`, files from `checkpoint`. It knows nothing
-of pruning.
+of pruning but that some weights may be held at zero.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import nn
 
 from edgeprune.config import FinetuneConfig
 from edgeprune.errors import ConfigError, ModelError, TrainingError
+from edgeprune.pruning.masks import Masks
 from edgeprune.training.batches import model_inputs, share, to_device
 from edgeprune.training.checkpoint import (
     Checkpoint,
@@ -58,6 +59,7 @@ def finetune(
     checkpoint: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
+    masks: Masks | None = None,
 ) -> FinetuneResult:
     """Train a copy of a network and return its best epoch.
 
@@ -73,6 +75,7 @@ def finetune(
         checkpoint: File to write to and to go on from. After the last epoch it stays, so the result is not lost.
         on_progress: Called after every step by the first process.
         seed: Decides every random number of the training.
+        masks: Single weights that are 0.0 from the beginning and after every step.
 
     Returns:
         The network of the epoch with the best `config.metric` (default: the first metric that `evaluate` returns;
@@ -88,7 +91,8 @@ def finetune(
     - machine, thread count and library versions are the same, and the device computes deterministically, as CPUs do.
 
     Raises:
-        ConfigError: There is neither a step nor a teacher, distillation without a teacher, or the metric is unknown.
+        ConfigError: There is neither a step nor a teacher, distillation without a teacher, the metric is unknown, or
+            the masks are of another network.
         ModelError: There are no batches, nothing to train, or the step's or evaluate's result has the wrong type.
         TrainingError: The loss, the gradients or the weights are not finite; the checkpoint keeps the best epoch.
         StorageError: The checkpoint cannot be written.
@@ -96,7 +100,10 @@ def finetune(
     """
     _check_arguments(step, config, evaluate, teacher)
     if config.epochs == 0:
-        return FinetuneResult(model=copy.deepcopy(model), history=(), best_epoch=0)
+        result = copy.deepcopy(model)
+        if masks is not None:
+            masks.apply_(result)
+        return FinetuneResult(model=result, history=(), best_epoch=0)
     job = Job(
         model=model,
         step=step,
@@ -107,6 +114,7 @@ def finetune(
         checkpoint=checkpoint,
         on_progress=on_progress,
         seed=seed,
+        masks=masks,
     )
     with preserved():
         training = _Training(job, Processes())
@@ -148,6 +156,7 @@ class Job:
     checkpoint: Path | None
     on_progress: Callable[[Progress], None] | None
     seed: int
+    masks: Masks | None
 
 
 class _Training:
@@ -164,6 +173,7 @@ class _Training:
             has_evaluate=job.evaluate is not None,
             seed=job.seed,
             processes=processes.count,
+            masks=job.masks,
         )
         found, told = None, None
         if job.checkpoint is not None and processes.first:
@@ -180,6 +190,8 @@ class _Training:
         self.optimizer = make_optimizer(self.network, job.config)
         if found is not None:
             load_optimizer_(self.optimizer, found.optimizer)
+        if job.masks is not None:
+            job.masks.hold(self.network, self.optimizer)
         self.teacher: nn.Module | None = None
         if job.teacher is not None and (job.step is None or job.config.distill > 0):
             self.teacher = copy.deepcopy(job.teacher).eval().requires_grad_(False).to(processes.device)
