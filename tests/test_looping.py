@@ -238,3 +238,45 @@ def test_kill_in_the_loop_then_the_same_command_gives_the_same_files(
         assert file_digest(run.folder / name) == file_digest(looped[1].folder / name), name
     lines = (run.folder / "journal.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["event"] == "begin" for line in lines) > len(run.data["stages"])
+
+
+_BLOCKS = """
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.back = nn.Conv2d(32, 32, 1, bias=False)
+
+    def forward(self, x):
+        return x + self.back(F.relu(self.norm(self.conv(x))))
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 32, 3, padding=1)
+        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.classify = nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.classify(F.relu(self.blocks(self.stem(x))).mean(dim=(2, 3)))
+
+
+Tiny = Deep
+"""
+
+
+def test_blocks_go_with_the_first_step_and_stay_gone(folder: Path) -> None:  # noqa: F811
+    with (folder / "tiny.py").open("a") as file:
+        file.write(_BLOCKS)
+    run = compress(_looping(folder, prune__depth=0.34, prune__keep=["blocks.0"], loop__steps=2))
+    plans = [PrunePlan.load(run.folder / f"step-{number}.plan.json") for number in (1, 2)]
+    assert len(plans[0].blocks) == 1
+    assert plans[0].blocks == plans[1].blocks
+    assert "blocks.0" not in plans[0].blocks
+    assert [row["name"] for row in run.data["blocks"]] == list(plans[0].blocks)
+    for name, group in plans[1].groups.items():
+        assert set(group.keep) <= set(plans[0].groups[name].keep)
+    assert len(plans[1].keep) > 1
+    assert open_network(str(run.folder)).plan is not None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import PrunePlan
     from edgeprune.pruning.blocks import Block
+    from edgeprune.pruning.criteria import Scores
     from edgeprune.search import Sensitivity
 
 _log = logging.getLogger(__name__)
@@ -79,27 +80,16 @@ def make(
     """
     from edgeprune.compact import analyse
     from edgeprune.compact.plans import prepared
-    from edgeprune.pruning import make_plan, score
-    from edgeprune.pruning.criteria import OF_ACTIVATIONS, OF_LOSS
+    from edgeprune.pruning import make_plan
     from edgeprune.pruning.select import hold
     from edgeprune.workload import as_inputs
 
     inputs = as_inputs(inputs)
     model = prepared(model, inputs, split=config.split_recurrent)
-    wanted = data is not None and (_deep(config) or config.criterion in (*OF_LOSS, *OF_ACTIVATIONS))
-    batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
+    batches = seen(config, data)
     start = _start(model, inputs, config, batches, last)
     graph = last.graph if last is not None else analyse(start.model, inputs, config.output, rules)
-    scores = score(
-        start.model,
-        graph,
-        config.criterion,
-        inputs=inputs,
-        train_step=step,
-        batches=batches,
-        samples=samples_of(batches) if config.criterion in OF_ACTIVATIONS else None,
-        seed=seed,
-    )
+    scores = scored(start.model, graph, inputs, config, step=step, batches=batches, seed=seed)
     share = None if layerwise is not None else sensitivity
 
     def planned(settings: PruneConfig) -> PrunePlan:
@@ -233,11 +223,41 @@ def allocation(
     return sensitivity.allocate(freed, sum(freed.values()), config.ratios)
 
 
-def samples_of(batches: list[Any] | None) -> list[tuple[torch.Tensor, ...]] | None:
-    """Return what the network is called on in batches of the user; None without any."""
+def seen(config: PruneConfig, data: Callable[[], Iterable[Any]] | None) -> list[Any] | None:
+    """Return the batches that blocks and criteria see, where the settings need any and there is data."""
+    from edgeprune.pruning.criteria import OF_ACTIVATIONS, OF_LOSS
+
+    if data is None or not (_deep(config) or config.criterion in (*OF_LOSS, *OF_ACTIVATIONS)):
+        return None
+    return list(itertools.islice(data(), config.batches))
+
+
+def scored(
+    model: nn.Module,
+    graph: ChannelGraph,
+    inputs: tuple[torch.Tensor, ...],
+    config: PruneConfig,
+    *,
+    step: Callable[[nn.Module, Any], torch.Tensor] | None,
+    batches: list[Any] | None,
+    seed: int,
+) -> Scores:
+    """Return the importance of every unit by the criterion of the settings."""
+    from edgeprune.pruning import score
+    from edgeprune.pruning.criteria import OF_ACTIVATIONS
     from edgeprune.training.batches import model_inputs
 
-    return [model_inputs(batch) for batch in batches] if batches else None
+    activations = config.criterion in OF_ACTIVATIONS and batches
+    return score(
+        model,
+        graph,
+        config.criterion,
+        inputs=inputs,
+        train_step=step,
+        batches=batches,
+        samples=[model_inputs(batch) for batch in batches] if activations and batches else None,
+        seed=seed,
+    )
 
 
 def given(

@@ -166,8 +166,6 @@ def study(
 def _cells(subject: Subject, config: RunConfig, align: int, step: Any, source: Any) -> tuple[ChannelGraph, list[Cell]]:
     from edgeprune.compact import analyse
     from edgeprune.compact.plans import prepared
-    from edgeprune.pruning import score
-    from edgeprune.pruning.criteria import OF_ACTIVATIONS, OF_LOSS
     from edgeprune.pruning.select import hold, together
 
     model = prepared(subject.model, subject.inputs, split=config.prune.split_recurrent)
@@ -175,19 +173,10 @@ def _cells(subject: Subject, config: RunConfig, align: int, step: Any, source: A
     if config.prune.keep:
         known = [row["name"] for row in planning.block_rows(model, subject.inputs, config.prune)]
         graph = hold(graph, config.prune.keep, known)
-    batches = None
     with seeded(config.seed, "plan"):
-        if source is not None and config.prune.criterion in (*OF_LOSS, *OF_ACTIVATIONS):
-            batches = [batch for batch, _ in zip(source(), range(config.prune.batches), strict=False)]
-        scores = score(
-            model,
-            graph,
-            config.prune.criterion,
-            inputs=subject.inputs,
-            train_step=step,
-            batches=batches,
-            samples=planning.samples_of(batches) if config.prune.criterion in OF_ACTIVATIONS else None,
-            seed=config.seed,
+        batches = planning.seen(config.prune.model_copy(update={"depth": 0.0, "blocks": ()}), source)
+        scores = planning.scored(
+            model, graph, subject.inputs, config.prune, step=step, batches=batches, seed=config.seed
         )
     alone = partial(_alone, graph, scores, config.prune, align, model, subject.inputs)
     ratios = sorted(set(config.sensitivity.ratios))
