@@ -42,7 +42,17 @@ if TYPE_CHECKING:
     from edgeprune.bench import Comparison, Measurement
     from edgeprune.config import BenchConfig, ExportConfig, FinetuneConfig, PruneConfig, RunConfig, SparsifyConfig
     from edgeprune.graph import ChannelGraph, trace
-    from edgeprune.pipeline.api import apply, compare, compress, finetune, plan, recalibrate, sparsify, verify
+    from edgeprune.pipeline.api import (
+        apply,
+        compare,
+        compress,
+        finetune,
+        plan,
+        recalibrate,
+        sensitivity,
+        sparsify,
+        verify,
+    )
     from edgeprune.pipeline.compress import RunResult, resume
     from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.targets import Target, find_target, list_targets
@@ -76,6 +86,7 @@ _HOMES = {
     "plan": "edgeprune.pipeline.api",
     "recalibrate": "edgeprune.pipeline.api",
     "resume": "edgeprune.pipeline.compress",
+    "sensitivity": "edgeprune.pipeline.api",
     "sparsify": "edgeprune.pipeline.api",
     "trace": "edgeprune.graph",
     "verify": "edgeprune.pipeline.api",
@@ -126,6 +137,7 @@ __all__ = [
     "recalibrate",
     "reconstruct",
     "resume",
+    "sensitivity",
     "sparsify",
     "trace",
     "verify",

@@ -67,6 +67,7 @@ prune_options = options(
     _setting("--ratio", type=float, help="Fraction of units to remove, in [0, 1).  [default: 0.5]"),
     _setting("--depth", type=float, help="Fraction of the residual blocks to remove whole.  [default: 0]"),
     _setting("--max-macs", metavar="LIMIT", help="Instead of a ratio: 0.5x, 120M or 1.2G."),
+    _setting("--sensitivity", metavar="PATH", help="Choose ratios by what  edgeprune sensitivity  measured."),
 )
 budget_options = options(
     _setting("--max-latency", metavar="TIME", help="Exit 5 if the median latency is above, such as 15ms."),
@@ -145,6 +146,30 @@ def inspect(console: Console, network: str | None, overrides: tuple[str, ...], *
     with console.work():
         found = steps.inspect(config)
     console.show(inspect_text(found, width()), found)
+
+
+@cli.command()
+@click.argument("workload", required=False)
+@network_options
+@_setting("--target", metavar="NAME", help="Device profile, or a TOML file of yours: widths are rounded for it.")
+@_setting("--ratios", metavar="LIST", help="Ratios to measure.  [default: 0.25,0.5,0.75]")
+@_setting("--reconstruct", is_flag=True, default=None, help="Reconstruct before each measurement.")
+@output_option("Folder to write.  [default: sensitivity]")
+@settings_option
+@console_options
+def sensitivity(console: Console, overrides: tuple[str, ...], ratios: str | None, **values: Any) -> None:
+    """Measure what each group of WORKLOAD costs alone, at a few ratios. Goes on where it was interrupted."""
+    from edgeprune.report.search import sensitivity_text
+
+    if ratios is not None:
+        values["sensitivity.ratios"] = [_number(text, "--ratios") for text in ratios.split(",")]
+    values["sensitivity.reconstruct"] = values.pop("reconstruct")
+    config = _settings(overrides, values)
+    from edgeprune.pipeline import sensitivity as step
+
+    with console.work():
+        found = step.sensitivity(config, listen=console.listen)
+    console.show(sensitivity_text(found, width()), found)
 
 
 @cli.command()
@@ -358,6 +383,7 @@ _KEYS = {
     "ratio": "prune.ratio",
     "max_macs": "prune.max_macs",
     "depth": "prune.depth",
+    "sensitivity": "prune.sensitivity",
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
 }
@@ -373,6 +399,13 @@ def _settings(overrides: tuple[str, ...], values: dict[str, Any]) -> RunConfig:
     if "prune.ratio" in given:
         given["prune.max_macs"] = None
     return read_settings(overrides, given)
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{option}: '{text}' is not a number", fix=f"{option} 0.25,0.5,0.75") from None
 
 
 def _usage_error(error: click.ClickException) -> ConfigError:

@@ -36,6 +36,8 @@ class PruneConfig(Section):
     `rules` name the user's rules for operators, as `package.module:function` or `rules.py:function`.
     `output` says what may come out: `eager` the user's own module only, `graph` recorded calls, `auto` the first of
     them that is right. `split_recurrent` gives every layer and direction of an LSTM, GRU or RNN a width of its own.
+    `sensitivity` is a file of `edgeprune sensitivity`: every group gets its own ratio, so that they cost the least.
+    `strategy` is `layerwise` where groups are pruned one after the other, as the section `layerwise` says.
     """
 
     ratio: Ratio = 0.5
@@ -52,6 +54,33 @@ class PruneConfig(Section):
     ratios: dict[str, Ratio] = Field(default_factory=dict)
     batches: int = Field(8, ge=1, description="batches of train_data for data-driven criteria")
     rules: tuple[str, ...] = ()
+    sensitivity: str | None = None
+    strategy: Literal["at_once", "layerwise"] = "at_once"
+
+
+class LayerwiseConfig(Section):
+    """How groups are pruned one after the other with `prune.strategy = "layerwise"`, each by `prune.ratio`.
+
+    `order` says which comes first: what costs least alone (`sensitivity`), what is largest (`size` in parameters, or
+    `macs`), or what comes first or last in the network. A group that worsens the metric by more than `allowance` is
+    rolled back, and half of its ratio tried, `halvings` times. `reconstruct` solves for the weights that are left
+    before each look, where there are inputs.
+    """
+
+    order: Literal["sensitivity", "size", "macs", "forward", "backward"] = "macs"
+    allowance: float = Field(0.01, ge=0)
+    halvings: int = Field(1, ge=0)
+    reconstruct: bool = True
+
+
+class SensitivityConfig(Section):
+    """What `edgeprune sensitivity` measures: every group alone at each of `ratios`.
+
+    `reconstruct` solves for the weights that are left before each measurement; without it the raw sensitivity shows.
+    """
+
+    ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.25, 0.5, 0.75), min_length=1)
+    reconstruct: bool = False
 
 
 class ReconstructConfig(Section):
@@ -160,6 +189,24 @@ class FinetuneConfig(Section):
     recalibrate_batches: int = Field(32, ge=0)
 
 
+class LoopConfig(Section):
+    """Prune in `steps` of equal size, each followed by reconstruction and `epochs` of fine-tuning.
+
+    `floor` is the worst value of the metric that a step may end with. A step below it is rolled back and the size of
+    the steps halved, up to `tries` times. One step without a floor is the ordinary run.
+    """
+
+    steps: Count = 1
+    epochs: int = Field(1, ge=0)
+    floor: float | None = None
+    tries: int = Field(3, ge=0)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to repeat or to roll back."""
+        return self.steps > 1 or self.floor is not None
+
+
 class ExportConfig(Section):
     """Which files to make."""
 
@@ -196,10 +243,13 @@ class RunConfig(Section):
     max_drop: float | None = Field(None, ge=0)
     prune: PruneConfig = PruneConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()
+    loop: LoopConfig = LoopConfig()
     sparsify: SparsifyConfig = SparsifyConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
+    sensitivity: SensitivityConfig = SensitivityConfig()
+    layerwise: LayerwiseConfig = LayerwiseConfig()
 
     def to_toml(self) -> str:
         """Return the settings as TOML; unset values are left out, as TOML has no null."""

@@ -39,6 +39,7 @@ RECALIBRATED = "recalibrated.safetensors"
 SPARSE = "sparse.safetensors"
 MASKS = "masks.safetensors"
 FINETUNED = "finetuned.safetensors"
+STEP = "step-"
 CHECKPOINT = "checkpoint."
 HISTORY = "history.json"
 CHECKS = "verify.json"
@@ -191,15 +192,7 @@ class RunDirectory:
         return record
 
     def _append(self, record: Json) -> None:
-        path = self.path / JOURNAL
-        try:
-            with path.open("ab") as file:
-                start = b"\n" if file.tell() and _last_byte(path) != b"\n" else b""
-                file.write(start + json.dumps(record).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _storage_error(path, error) from error
+        append_line(self.path / JOURNAL, record)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -233,18 +226,43 @@ def check_output(path: Path, source: str, source_sha256: str) -> None:
         )
 
 
+def append_line(path: Path, record: Json) -> None:
+    """Append one JSON object as a line to a file; it is on disk when this returns.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    try:
+        with path.open("ab") as file:
+            start = b"\n" if file.tell() and _last_byte(path) != b"\n" else b""
+            file.write(start + json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _storage_error(path, error) from error
+
+
 def read_journal(path: Path) -> list[Json]:
     """Return the readable lines of a run's journal, oldest first.
 
     Raises:
         ResolveError: The journal exists and cannot be read.
     """
+    return read_lines(path / JOURNAL)
+
+
+def read_lines(path: Path) -> list[Json]:
+    """Return the JSON objects of a file, one a line; damaged lines are left out, and no file is an empty one.
+
+    Raises:
+        ResolveError: The file exists and cannot be read.
+    """
     try:
-        lines = (path / JOURNAL).read_bytes().splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise ResolveError(f"cannot read {path / JOURNAL}: {error.strerror}") from error
+        raise ResolveError(f"cannot read {path}: {error.strerror}") from error
     found = []
     for line in lines:
         with contextlib.suppress(ValueError):

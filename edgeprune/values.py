@@ -135,6 +135,11 @@ def lower_is_better(metric: str) -> bool:
     return metric in ("loss", "error") or metric.endswith(("_loss", "_error"))
 
 
+def worsening(metric: str, before: float, after: float) -> float:
+    """Return how much worse a metric became; negative when it became better."""
+    return after - before if lower_is_better(metric) else before - after
+
+
 _SIZE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")

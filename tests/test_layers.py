@@ -31,6 +31,7 @@ LAYERS = (
     ("devices",),
     ("export",),
     ("bench",),
+    ("search",),
     ("report",),
     ("rundir",),
     ("pipeline",),

@@ -58,6 +58,7 @@ NAMES = [
     "recalibrate",
     "reconstruct",
     "resume",
+    "sensitivity",
     "sparsify",
     "trace",
     "verify",

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.config import RunConfig, validate
-from edgeprune.pipeline.verdict import drop, failure, judge
-from edgeprune.values import Json
+from edgeprune.pipeline.verdict import failure, judge
+from edgeprune.values import Json, worsening
 from tests import sample_results
 
 
@@ -112,8 +112,8 @@ def test_the_metric_of_the_settings_decides() -> None:
 @settings(deadline=None)
 @given(before=st.floats(-1e6, 1e6), after=st.floats(-1e6, 1e6))
 def test_a_drop_is_positive_exactly_when_it_became_worse(before: float, after: float) -> None:
-    assert (drop("top1", before, after) > 0) is (after < before)
-    assert (drop("val_loss", before, after) > 0) is (after > before)
+    assert (worsening("top1", before, after) > 0) is (after < before)
+    assert (worsening("val_loss", before, after) > 0) is (after > before)
 
 
 def test_judging_changes_nothing() -> None:

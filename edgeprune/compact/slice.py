@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -49,6 +49,41 @@ def with_tensors(model: nn.Module, cut: Mapping[str, torch.Tensor]) -> nn.Module
         for name, tensor in cut.items()
     }
     return copy_model(model, own).eval()
+
+
+def grown(
+    model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Iterable[int]], weights: Mapping[str, torch.Tensor]
+) -> nn.Module:
+    """Return a copy of the dense network that has a pruned network's values at the positions which are left.
+
+    The inverse of `sliced`: cutting what `keep` drops gives the weights back. Elsewhere weights are zero, so that
+    they count for nothing in a score, and biases and statistics are the dense network's.
+
+    Args:
+        weights: Tensors of the network that `keep` leaves; a shared one may be given under any of its names.
+
+    Raises:
+        ConfigError: A tensor has another shape than `keep` leaves.
+    """
+    cuts: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    for (name, axis), mask in graph.masks(keep).items():
+        cuts.setdefault(name, {})[axis] = mask
+    found = {}
+    for name, old in (*model.named_parameters(), *model.named_buffers()):
+        given = next((weights[n] for n in (name, *graph.names.get(name, ())) if n in weights), None)
+        if given is None:
+            continue
+        numbers = torch.arange(old.numel(), device=old.device).view(old.shape)
+        positions = _cut(numbers, cuts[name]) if name in cuts else numbers
+        if positions.shape != given.shape:
+            raise ConfigError(f"{name} is {tuple(given.shape)}, and the plan leaves {tuple(positions.shape)}")
+        fresh = isinstance(old, nn.Parameter) and old.dim() > 1 and name in cuts
+        value = torch.zeros_like(old) if fresh else old.detach().clone()
+        flat = value.flatten()
+        flat[positions.flatten()] = given.detach().to(value).flatten()
+        value = flat.view(old.shape)
+        found[name] = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    return copy_model(model, found).eval()
 
 
 def changed_dims(graph: ChannelGraph, masks: Masks) -> set[Dim]:

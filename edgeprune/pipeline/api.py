@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeprune.config import BenchConfig, FinetuneConfig, PruneConfig, RunConfig, SparsifyConfig
+from edgeprune.config import BenchConfig, FinetuneConfig, RunConfig, SparsifyConfig
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline.compress import RunResult
 from edgeprune.pipeline.compress import compress as run_compress
 from edgeprune.pipeline.distributed import is_follower
+from edgeprune.pipeline.events import Listener, ignore
 from edgeprune.targets import Target, find_target
 from edgeprune.values import Artifact, Check, Json, Precision
 from edgeprune.workload import Workload, as_inputs, load_workload
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.bench import Comparison, Measurement
+    from edgeprune.graph.flow import UserRules
     from edgeprune.graph.rules.custom import Entry
+    from edgeprune.pipeline.layerwise import Layerwise
     from edgeprune.pruning import Masks, PrunePlan
+    from edgeprune.search import Sensitivity
 
     Batches = Iterable[Any] | Callable[[], Iterable[Any]]
     Inputs = tuple[torch.Tensor, ...] | list[tuple[torch.Tensor, ...]]
@@ -41,6 +45,7 @@ def plan(
     scope: Literal["global", "local"] = "local",
     align: int = 8,
     keep: Sequence[str] = (),
+    ratios: Mapping[str, float] | None = None,
     max_macs: str | None = None,
     depth: float = 0.0,
     blocks: Sequence[str] = (),
@@ -49,6 +54,9 @@ def plan(
     batches: int = 8,
     seed: int = 0,
     rules: Sequence[Entry] = (),
+    sensitivity: Sensitivity | str | Path | None = None,
+    layerwise: Mapping[str, Any] | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> PrunePlan:
     """Choose which residual blocks to remove, and which channels of every group to keep.
 
@@ -58,11 +66,16 @@ def plan(
         ratio: Fraction of units removed, in [0, 1). `max_macs`, such as `0.5x`, replaces it.
         align: Kept units are a multiple of it.
         keep: Names or patterns of groups and blocks that are never pruned.
+        ratios: Ratios of single groups by name, which win over all others.
         depth: Fraction of the removable blocks that go whole, in [0, 1): those that change least what flows through.
         blocks: Names or patterns of blocks that go in any case.
         step: Returns the loss of a batch; the criterion `taylor` needs it and `data`.
         batches: How many batches of `data` the criterion and the choice of blocks see.
         rules: Rules for operators that edgeprune does not know, as in `edgeprune.rules`; `apply` needs the same.
+        sensitivity: From `sensitivity()`, or its file: every group gets its own ratio, so that they cost the least.
+        layerwise: Prune one group after the other, with these settings of the section `layerwise`, such as
+            `{"allowance": 0.005}`.
+        evaluate: Returns named metrics, for `layerwise`; without it the error of the outputs on `data` counts.
 
     Raises:
         ConfigError: An argument is out of range, a rule cannot be found, or the criterion needs what was not given.
@@ -72,16 +85,128 @@ def plan(
     from edgeprune.config import validate
     from edgeprune.graph.rules.custom import load_rules, reference
     from edgeprune.pipeline.planning import make
+    from edgeprune.pipeline.prepare import check_strategy
 
     section = {"ratio": ratio, "criterion": criterion, "scope": scope, "align": align, "keep": tuple(keep)}
-    section |= {"max_macs": max_macs, "batches": batches, "depth": depth, "blocks": tuple(blocks)}
+    section |= {
+        "ratios": dict(ratios or {}),
+        "max_macs": max_macs,
+        "batches": batches,
+        "depth": depth,
+        "blocks": tuple(blocks),
+    }
     section |= {"rules": tuple(map(reference, rules))}
-    config: PruneConfig = validate({"prune": section}, "plan()").prune
+    section |= {"strategy": "at_once" if layerwise is None else "layerwise"}
+    whole = validate({"prune": section, "seed": seed, "layerwise": dict(layerwise or {})}, "plan()")
     source = None if data is None else (lambda: _iterate(data))
+    trying = None
+    if layerwise is not None:
+        check_strategy(whole, measured=sensitivity is not None)
+        trying = _layerwise(model, as_inputs(inputs), whole, evaluate, source, load_rules(rules))
     made = make(
-        model, as_inputs(inputs), config, align=align, step=step, data=source, seed=seed, rules=load_rules(rules)
+        model,
+        as_inputs(inputs),
+        whole.prune,
+        align=align,
+        step=step,
+        data=source,
+        seed=seed,
+        rules=load_rules(rules),
+        sensitivity=_sensitivity(sensitivity),
+        layerwise=trying,
     )
     return made.plan
+
+
+def _layerwise(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    config: RunConfig,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None,
+    source: Callable[[], Iterable[Any]] | None,
+    rules: UserRules,
+) -> Layerwise:
+    from edgeprune.pipeline.layerwise import Layerwise
+    from edgeprune.pipeline.trials import Subject, Trials, yardstick
+
+    subject = Subject(
+        model=model,
+        inputs=inputs,
+        yardstick=yardstick(evaluate, source, model, metric=None, samples=config.reconstruct.samples, source="plan()"),
+        data=source,
+        rules=rules,
+        seed=config.seed,
+        reconstruct=config.reconstruct if config.layerwise.reconstruct else None,
+    )
+    trials = Trials(subject=subject)
+    return Layerwise(config=config.layerwise, metric=trials.dense()[0], measure=trials.of)
+
+
+def sensitivity(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    ratios: Sequence[float] = (0.25, 0.5, 0.75),
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    metric: str | None = None,
+    data: Batches | None = None,
+    reconstruct: bool = False,
+    checkpoint: str | Path | None = None,
+    listen: Listener = ignore,
+    **settings: Any,
+) -> Sensitivity:
+    """Measure what every group of a network costs alone, at a few ratios; `plan` chooses ratios by it.
+
+    Args:
+        inputs: As for `plan`.
+        evaluate: Returns named metrics. Without it the error of the outputs on `data` is measured.
+        metric: The metric that counts, by default the first one.
+        reconstruct: Solve for the weights that are left, on `data`, before each measurement.
+        checkpoint: A file that remembers what was measured, so that an interrupted measurement goes on.
+        listen: Called with every event.
+        settings: As for `plan`: `criterion`, `align`, `keep`, `step`, `batches`, `seed` and `rules`.
+
+    Raises:
+        ConfigError: An argument is out of range, or there is neither `evaluate` nor `data`.
+        NothingToPrune: Every group is pinned.
+    """
+    from edgeprune.config import validate
+    from edgeprune.graph.rules.custom import load_rules, reference
+    from edgeprune.pipeline.digests import inputs_digest, state_digest
+    from edgeprune.pipeline.sensitivity import study
+    from edgeprune.pipeline.trials import Subject, Trials, trial_key, yardstick
+
+    rules, seed = settings.pop("rules", ()), settings.pop("seed", 0)
+    step = settings.pop("step", None)
+    section = {"align": 8, **settings, "rules": tuple(map(reference, rules))}
+    config = validate(
+        {"prune": section, "seed": seed, "sensitivity": {"ratios": tuple(ratios)}, "finetune": {"metric": metric}},
+        "sensitivity()",
+    )
+    source = None if data is None else (lambda: _iterate(data))
+    examples = as_inputs(inputs)
+    subject = Subject(
+        model=model,
+        inputs=examples,
+        yardstick=yardstick(
+            evaluate, source, model, metric=metric, samples=config.reconstruct.samples, source="sensitivity()"
+        ),
+        data=source,
+        rules=load_rules(rules),
+        seed=seed,
+        reconstruct=config.reconstruct if reconstruct else None,
+    )
+    digests = {"weights": state_digest(model.state_dict()), "example inputs": inputs_digest(examples)}
+    place = Path(checkpoint) if checkpoint is not None else None
+    trials = Trials(subject=subject, path=place, key=trial_key(config, subject, digests))
+    align = config.prune.align if isinstance(config.prune.align, int) else 8
+    return study(trials, config, align=align, step=step, source=source, digests=digests, listen=listen)
+
+
+def _sensitivity(found: Sensitivity | str | Path | None) -> Sensitivity | None:
+    from edgeprune.search import Sensitivity
+
+    return found if found is None or isinstance(found, Sensitivity) else Sensitivity.load(found)
 
 
 def apply(model: nn.Module, plan: PrunePlan, inputs: Inputs, *, rules: Sequence[Entry] = ()) -> nn.Module:

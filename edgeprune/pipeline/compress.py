@@ -17,7 +17,9 @@ from edgeprune.errors import ConfigError
 from edgeprune.pipeline import stages
 from edgeprune.pipeline.events import Event, Listener, ignore
 from edgeprune.pipeline.generalisation import generalisation, train_metrics
+from edgeprune.pipeline.looping import loop
 from edgeprune.pipeline.measuring import compare_rows
+from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.prepare import Prepared, absolute_settings, default_output, prepare
 from edgeprune.pipeline.sparsity import file_rows
 from edgeprune.pipeline.stages import Session
@@ -111,13 +113,21 @@ def _opening(prepared: Prepared, folder: Path) -> Json:
 
 def _stages(session: Session) -> Json:
     config = session.prepared.config
-    planned = stages.plan(session)
-    dense = stages.baseline(session)
-    _check_metric(session, dense)
-    applied = stages.apply(session, planned)
-    solved = stages.reconstruct(session, applied)
-    recalibrated = stages.recalibrate(session, applied, solved)
-    left = recalibrated or solved or applied
+    looped, solved, recalibrated = None, None, None
+    if config.loop.active:
+        dense = stages.baseline(session)
+        _check_metric(session, dense)
+        looped = loop(session, dense)
+        planned = stages.plan(session, {looped.plan: looped.last.outputs[looped.plan]})
+        applied = stages.apply(session, planned)
+    else:
+        planned = stages.plan(session)
+        dense = stages.baseline(session)
+        _check_metric(session, dense)
+        applied = stages.apply(session, planned)
+        solved = stages.reconstruct(session, applied)
+        recalibrated = stages.recalibrate(session, applied, solved)
+    left = looped.last if looped is not None else recalibrated or solved or applied
     sparse = stages.sparsify(session, left)
     final = stages.finetune(session, sparse or left)
     exported = [
@@ -131,11 +141,13 @@ def _stages(session: Session) -> Json:
         "pruned": applied,
         "reconstructed": solved,
         "recalibrated": recalibrated,
+        "looped": looped.last if looped is not None else None,
         "sparse": sparse,
         "finetuned": final,
         "generalise": trained,
     }
-    return _report(session, planned, records, list(zip(exported, scores, strict=True)))
+    history = looped.history if looped is not None else None
+    return _report(session, planned, records, list(zip(exported, scores, strict=True)), history)
 
 
 def _check_metric(session: Session, dense: StageRecord | None) -> None:
@@ -157,13 +169,14 @@ def _report(
     planned: StageRecord,
     records: dict[str, StageRecord | None],
     artifacts: list[tuple[StageRecord, StageRecord | None]],
+    history: Json | None,
 ) -> Json:
     """Gather everything into `result.json` and write the report."""
     from edgeprune.report import render
 
     started = time.perf_counter()
     session.listen(Event(stage="report", state="begin"))
-    result = _gather(session, planned, records, artifacts)
+    result = _gather(session, planned, records, artifacts, history)
     rundir.write_atomic(session.path(rundir.RESULT), json.dumps(result, indent=1, allow_nan=False) + "\n")
     rundir.write_atomic(session.path(rundir.REPORT), render([result]))
     checks = {entry["artifact"]["path"]: entry["checks"] for entry in result["artifacts"]}
@@ -177,6 +190,7 @@ def _gather(
     planned: StageRecord,
     records: dict[str, StageRecord | None],
     artifacts: list[tuple[StageRecord, StageRecord | None]],
+    looped: Json | None,
 ) -> Json:
     prepared = session.prepared
     applied, final = records["pruned"], records["finetuned"]
@@ -217,11 +231,19 @@ def _gather(
         "environment": environment(),
         "reproduce": [command(prepared.config, prepared.workload)],
         "stages": session.stages,
+        "sensitivity": _sensitivity(prepared.config),
+        "loop": looped,
+        "layerwise": planned.facts.get("layerwise"),
     }
     result["generalisation"] = generalisation(records["generalise"], result)
     plain: Json = finite(result)
     plain["verdict"] = judge(plain, prepared.config)
     return plain
+
+
+def _sensitivity(config: RunConfig) -> Json | None:
+    found = read_sensitivity(config.prune)
+    return found.as_dict() if found is not None else None
 
 
 def _sparsity(

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from edgeprune import rundir
 from edgeprune.config import PruneConfig
+from edgeprune.search.sensitivity import file_of
 from edgeprune.workload import Examples, Workload, import_code
 
 if TYPE_CHECKING:
@@ -149,6 +151,13 @@ def _digests(what: str, references: Sequence[str]) -> dict[str, str]:
         file = _module_file(import_code(reference.rpartition(":")[0]))
         digest.update(f"{reference.rpartition(':')[2]}\0".encode() + (file.read_bytes() if file is not None else b""))
     return {what: digest.hexdigest()} if references else {}
+
+
+def sensitivity_digest(config: PruneConfig) -> dict[str, str]:
+    """Return the sha256 of the file of the sensitivity, by what the journal calls it; nothing without one."""
+    if config.sensitivity is None:
+        return {}
+    return {"sensitivity": rundir.file_digest(file_of(config.sensitivity)) or ""}
 
 
 def absolute_rules(rules: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from edgeprune.values import Json
 
 def is_follower() -> bool:
     """Return whether this is one of several processes and not the first."""
-    return _count() > 1 and int(os.environ.get("RANK", "0")) > 0
+    return process_count() > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def announce(folder: Path, start: str, config: FinetuneConfig, checkpoint: Path) -> None:
@@ -57,12 +57,13 @@ def follow() -> None:
 
 def _share(task: Json | None) -> Json | None:
     """Return in every process what the first one passed."""
-    if _count() == 1:
+    if process_count() == 1:
         return task
     from edgeprune.training.processes import Processes
 
     return Processes().from_first(task)
 
 
-def _count() -> int:
+def process_count() -> int:
+    """Return how many processes torchrun started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.config import PruneConfig
+from edgeprune.config import PruneConfig, RunConfig
 from edgeprune.errors import ModelError
+from edgeprune.pipeline.layerwise import Layerwise, search
 from edgeprune.values import Json
 
 if TYPE_CHECKING:
@@ -20,20 +21,33 @@ if TYPE_CHECKING:
     from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import PrunePlan
     from edgeprune.pruning.blocks import Block
+    from edgeprune.pruning.criteria import Scores
+    from edgeprune.search import Sensitivity
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Last:
+    """An earlier plan and the channel groups it speaks of, with the weights that the network it left has by now."""
+
+    plan: PrunePlan
+    graph: ChannelGraph
+    weights: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """A plan, the channel groups that it speaks of, and one row for every block that was considered.
 
-    `graph` is that of the network without the plan's blocks.
+    `graph` is that of the network without the plan's blocks. `layerwise` holds what was tried where groups were
+    pruned one after the other.
     """
 
     plan: PrunePlan
     graph: ChannelGraph
     blocks: list[Json]
+    layerwise: Json | None = None
 
 
 def make(
@@ -46,11 +60,17 @@ def make(
     data: Callable[[], Iterable[Any]] | None,
     seed: int,
     rules: UserRules | None = None,
+    sensitivity: Sensitivity | None = None,
+    last: Last | None = None,
+    layerwise: Layerwise | None = None,
 ) -> Planned:
     """Choose the blocks and the units of a network that go.
 
     Args:
         rules: The user's rules for operators.
+        sensitivity: What every group costs alone: ratios are chosen so that the losses add up to the least.
+        last: An earlier plan for the same network, whose blocks stay gone and whose units alone may be kept.
+        layerwise: Prune one group after the other in this way, instead of all at once.
         step: Returns the loss of a batch, for criteria with gradients.
         data: Batches of the user; `config.batches` of them are seen, and only where a setting needs them.
 
@@ -58,59 +78,186 @@ def make(
         NothingToPrune: Every group is pinned, or no block can go though some were asked for.
         ConfigError: The settings do not fit the network.
     """
-    from edgeprune.compact import analyse, remove_blocks
+    from edgeprune.compact import analyse
     from edgeprune.compact.plans import prepared
-    from edgeprune.graph.cost import count_macs
-    from edgeprune.pruning import make_plan, score
-    from edgeprune.pruning.blocks import choose
-    from edgeprune.pruning.criteria import OF_ACTIVATIONS, OF_LOSS
+    from edgeprune.pruning import make_plan
+    from edgeprune.pruning.select import hold
     from edgeprune.workload import as_inputs
 
     inputs = as_inputs(inputs)
     model = prepared(model, inputs, split=config.split_recurrent)
-    deep = config.depth > 0 or bool(config.blocks)
-    wanted = data is not None and (deep or config.criterion in (*OF_LOSS, *OF_ACTIVATIONS))
-    batches = list(itertools.islice(data(), config.batches)) if wanted and data is not None else None
-    shallow, dense_macs = model, None
-    names: tuple[str, ...] = ()
+    batches = seen(config, data)
+    start = _start(model, inputs, config, batches, last)
+    graph = last.graph if last is not None else analyse(start.model, inputs, config.output, rules)
+    scores = scored(start.model, graph, inputs, config, step=step, batches=batches, seed=seed)
+    share = None if layerwise is not None else sensitivity
+
+    def planned(settings: PruneConfig) -> PrunePlan:
+        return make_plan(
+            graph,
+            scores,
+            settings,
+            align=align,
+            model=start.model,
+            inputs=inputs,
+            blocks=start.blocks,
+            protected=start.protected,
+            dense_macs=start.dense_macs,
+            allocate=allocation(graph, settings, share, start.model, inputs, blocks=start.protected),
+            within=None if last is None else {name: group.keep for name, group in last.plan.groups.items()},
+        )
+
+    if layerwise is None:
+        return Planned(plan=planned(config), graph=graph, blocks=start.rows)
+    held = hold(graph, config.keep, start.protected)
+    if not held.free:
+        planned(config)
+    if sensitivity is not None:
+        sensitivity.check_fits({group.name: group.size for group in graph.groups}, gone=bool(start.protected))
+    plan, journal = search(layerwise, held, config, sensitivity, planned)
+    return Planned(plan=plan, graph=graph, blocks=start.rows, layerwise=journal)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """The network whose channels are planned, and the blocks that it is without.
+
+    `rows` describe all blocks; `protected` names them and their tensors. `dense_macs` is what the network with them
+    needs, None where none is gone.
+    """
+
+    model: nn.Module
+    blocks: tuple[str, ...] = ()
+    rows: list[Json] = field(default_factory=list)
+    protected: tuple[str, ...] = ()
+    dense_macs: int | None = None
+
+
+def _start(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    config: PruneConfig,
+    batches: list[Any] | None,
+    last: Last | None,
+) -> _Start:
+    """Choose the blocks that go, or take them and the weights over from an earlier plan."""
+    from edgeprune.compact import grown, remove_blocks
+    from edgeprune.compact.depth import removable
+    from edgeprune.graph.cost import count_macs
+    from edgeprune.pruning.blocks import choose
+
+    if last is None and not _deep(config):
+        return _Start(model=model)
     rows: list[Json] = []
-    protected: list[str] = []
-    if deep:
+    if last is not None:
+        model, names = grown(model, last.graph, last.plan.keep, last.weights), last.plan.blocks
+        blocks = removable(model, inputs) if _deep(config) else ()
+    else:
         blocks, change = weighed(model, inputs, config, batches)
         names = choose(blocks, change, config)
         rows = [_row(block, change[block.name], removed=block.name in names) for block in blocks]
-        protected = [name for block in blocks for name in (block.name, *block.tensors)]
-        shallow = remove_blocks(model, names, inputs)
-        dense_macs = count_macs(model, inputs)
-    graph = analyse(shallow, inputs, config.output, rules)
-    scores = score(
-        shallow,
+    return _Start(
+        model=remove_blocks(model, names, inputs) if names else model,
+        blocks=names,
+        rows=rows,
+        protected=tuple(name for block in blocks for name in (block.name, *block.tensors)),
+        dense_macs=count_macs(model, inputs),
+    )
+
+
+def _deep(config: PruneConfig) -> bool:
+    return config.depth > 0 or bool(config.blocks)
+
+
+def layerwise_settings(config: RunConfig) -> Json:
+    """Return the settings that a plan depends on where groups are pruned one after the other, by their dotted names."""
+    if config.prune.strategy != "layerwise":
+        return {}
+    found = {f"layerwise.{name}": value for name, value in config.layerwise.model_dump(mode="json").items()}
+    found |= {f"reconstruct.{name}": value for name, value in config.reconstruct.model_dump(mode="json").items()}
+    return found | {"finetune.metric": config.finetune.metric}
+
+
+def read_sensitivity(config: PruneConfig) -> Sensitivity | None:
+    """Return what the settings say the groups cost, if they do.
+
+    Raises:
+        ResolveError: The file cannot be read.
+        ConfigError: It is no sensitivity.
+    """
+    from edgeprune.search import Sensitivity
+
+    return Sensitivity.load(config.sensitivity) if config.sensitivity is not None else None
+
+
+def allocation(
+    graph: ChannelGraph,
+    config: PruneConfig,
+    sensitivity: Sensitivity | None,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    *,
+    blocks: Sequence[str] = (),
+) -> Callable[[float], dict[str, float]] | None:
+    """Return the ratio of every group from the share of units, or of multiply-accumulates, that is to go.
+
+    Args:
+        blocks: Names of blocks and their tensors. Some were removed, perhaps with groups that were measured.
+
+    Raises:
+        ConfigError: The sensitivity is of another network.
+    """
+    from edgeprune.graph.cost import count_macs
+    from edgeprune.pruning.select import active, hold, remaining_macs
+
+    if sensitivity is None:
+        return None
+    sensitivity.check_fits({group.name: group.size for group in graph.groups}, gone=bool(blocks))
+    held = hold(graph, config.keep, blocks)
+    names = active(held, config.ratios)
+    sizes = {group.name: float(group.size) for group in held.free if group.name in names}
+    if config.max_macs is None:
+        return sensitivity.allocate(sizes, sum(sizes.values()), config.ratios)
+    macs = count_macs(model, inputs)
+    freed = {name: 1 - remaining_macs(graph, {name: ()}, macs) for name in sizes}
+    return sensitivity.allocate(freed, sum(freed.values()), config.ratios)
+
+
+def seen(config: PruneConfig, data: Callable[[], Iterable[Any]] | None) -> list[Any] | None:
+    """Return the batches that blocks and criteria see, where the settings need any and there is data."""
+    from edgeprune.pruning.criteria import OF_ACTIVATIONS, OF_LOSS
+
+    if data is None or not (_deep(config) or config.criterion in (*OF_LOSS, *OF_ACTIVATIONS)):
+        return None
+    return list(itertools.islice(data(), config.batches))
+
+
+def scored(
+    model: nn.Module,
+    graph: ChannelGraph,
+    inputs: tuple[torch.Tensor, ...],
+    config: PruneConfig,
+    *,
+    step: Callable[[nn.Module, Any], torch.Tensor] | None,
+    batches: list[Any] | None,
+    seed: int,
+) -> Scores:
+    """Return the importance of every unit by the criterion of the settings."""
+    from edgeprune.pruning import score
+    from edgeprune.pruning.criteria import OF_ACTIVATIONS
+    from edgeprune.training.batches import model_inputs
+
+    activations = config.criterion in OF_ACTIVATIONS and batches
+    return score(
+        model,
         graph,
         config.criterion,
         inputs=inputs,
         train_step=step,
         batches=batches,
-        samples=_samples(batches) if config.criterion in OF_ACTIVATIONS else None,
+        samples=[model_inputs(batch) for batch in batches] if activations and batches else None,
         seed=seed,
     )
-    plan = make_plan(
-        graph,
-        scores,
-        config,
-        align=align,
-        model=shallow,
-        inputs=inputs,
-        blocks=names,
-        protected=protected,
-        dense_macs=dense_macs,
-    )
-    return Planned(plan=plan, graph=graph, blocks=rows)
-
-
-def _samples(batches: list[Any] | None) -> list[tuple[torch.Tensor, ...]] | None:
-    from edgeprune.training.batches import model_inputs
-
-    return [model_inputs(batch) for batch in batches] if batches else None
 
 
 def given(

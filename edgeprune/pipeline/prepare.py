@@ -23,6 +23,8 @@ from edgeprune.pipeline.digests import (
     seeded,
     state_digest,
 )
+from edgeprune.pipeline.distributed import process_count
+from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
 from edgeprune.values import Notice, parse_bytes, parse_macs, parse_seconds
@@ -84,6 +86,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
             raise ConfigError("no workload", fix="name one: edgeprune compress workload.py")
         workload = load_workload(config.workload)
     check_functions(config, workload)
+    check_loop(config, process_count(), workload.evaluate is not None, workload.source)
     with seeded(config.seed, "model"):
         model = build_model(workload, config.weights, config.trust_pickle)
     with seeded(config.seed, "inputs"):
@@ -96,6 +99,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         "weights": state_digest(model.state_dict()),
         "example inputs": inputs_digest(inputs),
     } | functions_digests(config.prune)
+    notices = (*entered.notices, *_other_weights(config, digests))
     align = target.align if config.prune.align == "target" else config.prune.align
     name = workload.name if workload.name != "workload" else type(model).__name__.lower()
     _log.info("workload %s, network %s, target %s, align %s", workload.source, name, target.name, align)
@@ -108,8 +112,18 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         name=name,
         align=align,
         digests=digests,
-        notices=entered.notices,
+        notices=notices,
     )
+
+
+def _other_weights(config: RunConfig, digests: dict[str, str]) -> tuple[Notice, ...]:
+    """Return a notice where the sensitivity was measured with other weights."""
+    found = read_sensitivity(config.prune)
+    if found is None or found.digests.get("weights") == digests["weights"]:
+        return ()
+    text = f"{config.prune.sensitivity} was measured on other weights of {found.network}"
+    fix = "edgeprune sensitivity WORKLOAD measures these"
+    return (Notice(code="other-weights", text=text, fix=fix),)
 
 
 def check_settings(config: RunConfig) -> None:
@@ -175,6 +189,7 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
             where=workload.source,
             fix="add train_step and train_data, or  -s prune.criterion=l2",
         )
+    check_strategy(config, measured=config.prune.sensitivity is not None)
     scored = workload.evaluate or (workload.test_data and workload.evaluate_outputs)
     if config.max_drop is not None and not scored:
         raise ConfigError(
@@ -184,15 +199,59 @@ def check_functions(config: RunConfig, workload: Workload) -> None:
         )
 
 
+def check_strategy(config: RunConfig, *, measured: bool) -> None:
+    """Check that the settings of layer-wise pruning fit the others.
+
+    Args:
+        measured: There is a sensitivity.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if config.prune.strategy != "layerwise":
+        return
+    for key, clashes in (("prune.max_macs", config.prune.max_macs is not None), ("loop.steps", config.loop.active)):
+        if clashes:
+            raise ConfigError(
+                f"prune.strategy = 'layerwise' and {key} exclude each other",
+                fix="-s prune.strategy=at_once, or leave the other out",
+            )
+    if config.layerwise.order == "sensitivity" and not measured:
+        raise ConfigError(
+            "layerwise.order = 'sensitivity' needs a sensitivity",
+            fix="edgeprune sensitivity WORKLOAD, then --sensitivity sensitivity",
+        )
+
+
+def check_loop(config: RunConfig, processes: int, has_metric: bool, source: str) -> None:
+    """Check what the loop needs, before anything is done.
+
+    Raises:
+        ConfigError: A floor without a metric, or several processes.
+    """
+    if not config.loop.active:
+        return
+    if config.loop.floor is not None and not has_metric:
+        raise ConfigError(
+            f"loop.floor = {config.loop.floor:g} needs a metric, and {source} has no evaluate",
+            where=source,
+            fix="add  def evaluate(model): ...",
+        )
+    if processes > 1:
+        raise ConfigError("the loop runs in one process", fix="leave torchrun out, or -s loop.steps=1")
+
+
 def default_output(prepared: Prepared) -> Path:
     """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget.
 
-    Depth 0.25 adds `-d25`, and weight pruning its method with what it was given, such as `-lamp80` or `-2of4`.
+    Depth 0.25 adds `-d25`, a loop of four steps `-loop4`, and weight pruning its method with what it was given, such as
+    `-lamp80` or `-2of4`.
     """
     prune = prepared.config.prune
     what = f"macs{prune.max_macs}" if prune.max_macs is not None else f"r{round(prune.ratio * 100)}"
     deep = f"-d{round(prune.depth * 100)}" if prune.depth > 0 else ""
-    return Path("runs") / f"{prepared.name}-{what}{deep}{_sparse_name(prepared.config.sparsify)}"
+    loop = f"-loop{prepared.config.loop.steps}" if prepared.config.loop.active else ""
+    return Path("runs") / f"{prepared.name}-{what}{deep}{loop}{_sparse_name(prepared.config.sparsify)}"
 
 
 def _sparse_name(config: SparsifyConfig) -> str:
@@ -216,7 +275,8 @@ def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:
     if config.target.endswith(".toml"):
         changes["target"] = str(Path(config.target).resolve())
     (criterion,) = absolute_rules([config.prune.criterion])
-    changes["prune"] = config.prune.model_copy(
-        update={"rules": absolute_rules(config.prune.rules), "criterion": criterion}
-    )
+    prune: dict[str, Any] = {"rules": absolute_rules(config.prune.rules), "criterion": criterion}
+    if config.prune.sensitivity is not None:
+        prune["sensitivity"] = str(Path(config.prune.sensitivity).resolve())
+    changes["prune"] = config.prune.model_copy(update=prune)
     return config.model_copy(update=changes)

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 from edgeprune import rundir
 from edgeprune.errors import ModelError
 from edgeprune.pipeline import distributed, planning
-from edgeprune.pipeline.digests import seeded
+from edgeprune.pipeline.digests import seeded, sensitivity_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import load_masks, load_state, save_masks, save_state
 from edgeprune.pipeline.measuring import bench_progress
 from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
 from edgeprune.pipeline.prepare import Prepared
 from edgeprune.pipeline.sparsity import lost_zeros, sparsified
+from edgeprune.pipeline.trials import FILE as TRIALS
+from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
     history_rows,
     recalibrated,
@@ -32,12 +34,15 @@ from edgeprune.pipeline.tuning import (
     tuned,
     tuning_notice,
 )
+from edgeprune.report.stages import metrics_text
 from edgeprune.rundir import RunDirectory, StageKey, StageRecord
-from edgeprune.values import Artifact, Json, Notice, finite
+from edgeprune.values import Artifact, Json, Notice, finite, worsening
 from edgeprune.version import VERSION
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from edgeprune.graph.flow import UserRules
 
 Work = Callable[[], tuple[tuple[str, ...], Json]]
 
@@ -95,35 +100,36 @@ def run_stage(session: Session, key: StageKey, work: Work, *, subject: str | Non
     return record
 
 
-def plan(session: Session) -> StageRecord:
-    """Choose the blocks to remove, score the units of what is left and choose which to keep; writes `plan.json`."""
+def plan(session: Session, ready: dict[str, str] | None = None) -> StageRecord:
+    """Choose the blocks to remove, score the units of what is left and choose which to keep; writes `plan.json`.
+
+    Args:
+        ready: A file of the run that holds the plan already, with its digest.
+    """
     prepared = session.prepared
     config = prepared.config.prune
     settings = {f"prune.{name}": value for name, value in config.model_dump(mode="json").items()}
+    settings.pop("prune.sensitivity")  # its content counts, wherever it lies
     settings |= {"prune.align": prepared.align, "seed": prepared.config.seed}
-    key = StageKey(stage="plan", settings=settings, inputs=prepared.digests)
+    settings |= planning.layerwise_settings(prepared.config)
+    key = StageKey(
+        stage="plan",
+        settings=settings,
+        inputs=prepared.digests | (sensitivity_digest(config) if ready is None else ready),
+    )
 
     def work() -> tuple[tuple[str, ...], Json]:
         from edgeprune.graph.cost import count_macs, count_params
         from edgeprune.graph.rules.custom import load_rules
 
-        data, step = training_source(prepared.workload)
-        planned = planning.make(
-            prepared.model,
-            prepared.inputs,
-            config,
-            align=prepared.align,
-            step=step,
-            data=data,
-            seed=prepared.config.seed,
-            rules=load_rules(config.rules),
-        )
+        planned = _planned(session, load_rules(config.rules), ready)
         planned.plan.save(session.path(rundir.PLAN))
         facts = {
             "digest": planned.plan.digest,
             "align": prepared.align,
             "groups": describe_groups(planned.graph, planned.plan),
             "blocks": planned.blocks,
+            "layerwise": planned.layerwise,
             "params": count_params(prepared.model),
             "macs": count_macs(prepared.model, prepared.inputs),
         }
@@ -134,8 +140,39 @@ def plan(session: Session) -> StageRecord:
     record = run_stage(session, key, work, subject=rundir.PLAN)
     for notice in prepared.notices:
         session.notice("plan", notice)
-    _tell_rounding(session, record)
+    if ready is None and config.strategy == "at_once":
+        _tell_rounding(session, record)
     return record
+
+
+def _planned(session: Session, rules: UserRules | None, ready: dict[str, str] | None) -> planning.Planned:
+    from edgeprune.pruning import PrunePlan
+
+    prepared = session.prepared
+    if ready is not None:
+        (name,) = ready
+        return planning.given(prepared.model, prepared.inputs, PrunePlan.load(session.path(name)), rules)
+    data, step = training_source(prepared.workload)
+    return planning.make(
+        prepared.model,
+        prepared.inputs,
+        prepared.config.prune,
+        align=prepared.align,
+        step=step,
+        data=data,
+        seed=prepared.config.seed,
+        rules=rules,
+        sensitivity=planning.read_sensitivity(prepared.config.prune),
+        layerwise=layerwise_of(
+            prepared.config,
+            prepared.workload,
+            prepared.model,
+            prepared.inputs,
+            prepared.digests,
+            session.path(TRIALS),
+            session.listen,
+        ),
+    )
 
 
 def baseline(session: Session) -> StageRecord | None:
@@ -243,6 +280,11 @@ def recalibrate(session: Session, applied: StageRecord, solved: StageRecord | No
     return run_stage(session, key, work, subject=rundir.RECALIBRATED)
 
 
+def weights_of(record: StageRecord) -> str:
+    """Return the file of weights that a stage wrote, beside a plan or masks."""
+    return next(name for name in record.outputs if name.endswith(".safetensors") and name != rundir.MASKS)
+
+
 def sparsify(session: Session, source: StageRecord) -> StageRecord | None:
     """Set single weights to zero, where the settings name a method; writes the weights and their masks.
 
@@ -256,7 +298,7 @@ def sparsify(session: Session, source: StageRecord) -> StageRecord | None:
     if config.method is None:
         save_masks(session.run.path, None)
         return None
-    (start,) = source.outputs
+    start = weights_of(source)
     settings = {f"sparsify.{name}": value for name, value in config.model_dump(mode="json").items()}
     settings |= {"finetune.recalibrate_batches": count, "seed": prepared.config.seed}
     key = StageKey(stage="sparsify", settings=settings, inputs=prepared.digests | source.outputs)
@@ -283,13 +325,14 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
     """
     prepared = session.prepared
     config = prepared.config.finetune
-    (start,) = (name for name in source.outputs if name != rundir.MASKS)
+    start = weights_of(source)
     trains = training_source(prepared.workload)[0] is not None and config.epochs > 0
     settings: Json = {"finetune.epochs": config.epochs}
     if trains:
         ignored = ("checkpoint_every_s", "recalibrate_batches")
         settings = {f"finetune.{k}": v for k, v in config.model_dump(mode="json").items() if k not in ignored}
         settings["seed"] = prepared.config.seed
+        settings |= {"loop": True} if prepared.config.loop.active else {}
     key = StageKey(stage="finetune", settings=settings, inputs=prepared.digests | source.outputs)
     checkpoint = session.path(f"{rundir.CHECKPOINT}{key.digest()[:12]}")
     told = tuning_notice(prepared.workload, config.epochs)
@@ -313,12 +356,18 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
             listen=session.listen,
             masks=load_masks(session.run.path),
         )
-        save_state(session.path(rundir.FINETUNED), result.model.state_dict())
         history = history_rows(result)
         rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(finite(history), indent=1) + "\n")
-        metrics = evaluate(prepared.workload, result.model)
-        facts = {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
-        return outputs, facts | {"notices": [notice.as_dict() for notice in result.notices]}
+        metrics, notices = evaluate(prepared.workload, result.model), result.notices
+        facts: Json = {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
+        if prepared.config.loop.active and _worse(config.metric, source.facts["metrics"], metrics):
+            rundir.write_atomic(session.path(rundir.FINETUNED), session.path(start).read_bytes())
+            text = f"training after the loop made the metric worse ({metrics_text(metrics)}): it was undone"
+            notices = (*notices, Notice(code="undone", text=text, fix="-s finetune.lr=... smaller"))
+            facts |= {"metrics": source.facts["metrics"], "best_epoch": None}
+        else:
+            save_state(session.path(rundir.FINETUNED), result.model.state_dict())
+        return outputs, facts | {"notices": [notice.as_dict() for notice in notices]}
 
     rundir.remove_checkpoints(session.run.path, checkpoint)
     if not trains or session.run.reusable(key) is not None:
@@ -327,6 +376,14 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
     rundir.remove_checkpoints(session.run.path)
     session.notices_of("finetune", record)
     return record
+
+
+def _worse(metric: str | None, before: Json | None, after: Json | None) -> bool:
+    """Return whether the leading metric fell, so that a network that kept to a floor may no longer do."""
+    if before is None or after is None:
+        return False
+    name = metric or next(iter(before))
+    return not worsening(name, before[name], after[name]) <= 0
 
 
 def export(session: Session, role: str, form: str, final: StageRecord) -> StageRecord:

@@ -21,6 +21,7 @@ from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
 from edgeprune.pipeline.prepare import check_format_packages, check_functions, check_settings
 from edgeprune.pipeline.sparsity import lost_zeros, sparsified
+from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
     history_rows,
     recalibrated,
@@ -106,6 +107,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     folder = Path(config.output or "pruned")
     folders.check_prune_output(folder, folders.workload_reference(workload))
     chosen = PrunePlan.load(plan_path) if plan_path is not None else None
+    measured = planning.read_sensitivity(config.prune)
     align = find_target(config.target).align if config.prune.align == "target" else config.prune.align
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     model, inputs = loaded.model, loaded.inputs
@@ -117,8 +119,10 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
         with seeded(config.seed, "plan"):
             data, step = training_source(workload)
             planned = planning.make(
-                model, inputs, config.prune, align=align, step=step, data=data, seed=config.seed, rules=rules
-            )
+                model, inputs, config.prune, align=align, step=step, data=data, seed=config.seed, rules=rules,
+                sensitivity=measured,
+                layerwise=layerwise_of(config, workload, model, inputs, {}, None, listen),
+            )  # fmt: skip
     else:
         planned = planning.given(model, inputs, chosen, rules)
     groups = describe_groups(planned.graph, planned.plan)
@@ -144,6 +148,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
         **compacted.facts(),
         "groups": groups,
         "blocks": planned.blocks,
+        "layerwise": planned.layerwise,
         "sparsity": sparse,
         "no_program": reason,
     }

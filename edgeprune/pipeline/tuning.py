@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import Masks, PrunePlan
+    from edgeprune.reconstruct import Reconstructed
     from edgeprune.training import FinetuneResult, Progress
 
 Data = Callable[[], Iterable[Any]]
@@ -101,14 +102,7 @@ def reconstructed(
     Args:
         listen: Gets `progress` events of the stage `reconstruct`.
     """
-    from edgeprune.reconstruct import Settings, made_up, reconstruct_plan
-
-    settings = Settings(
-        samples=config.samples,
-        memory_bytes=config.memory_mb << 20,
-        max_unknowns=config.max_unknowns,
-        ridge=config.ridge,
-    )
+    from edgeprune.reconstruct import made_up
 
     def progress(done: int, total: int) -> None:
         listen(Event(stage="reconstruct", state="progress", done=float(done), total=float(total)))
@@ -123,7 +117,7 @@ def reconstructed(
             batches_found: Iterable[Any] = [(sample,) for sample in samples]
         else:
             batches_found = data()
-        result = reconstruct_plan(small, dense, plan, inputs, batches_found, settings, rules, progress)
+        result = reconstructed_on(batches_found, small, dense, plan, inputs, config, rules, listen)
     except (ModelError, VerificationError) as error:  # the pruned weights are good, too: the run goes on with them
         place = f" at {error.where}" if error.where else ""
         notice = Notice(
@@ -137,6 +131,37 @@ def reconstructed(
         )
         notices.append(Notice(code="not-reconstructed", text=text, fix="give more or other calibration data"))
     return result.model, result.facts() | {"source": source, "notices": [notice.as_dict() for notice in notices]}
+
+
+def reconstructed_on(
+    found: Iterable[Any],
+    small: nn.Module,
+    dense: nn.Module,
+    plan: PrunePlan,
+    inputs: tuple[torch.Tensor, ...],
+    config: ReconstructConfig,
+    rules: UserRules | None,
+    listen: Listener,
+) -> Reconstructed:
+    """Return what solving on some batches gives, with the settings of a run.
+
+    Raises:
+        ModelError: The batches do not fit, or a layer's inputs are not finite.
+        VerificationError: The network with the new weights does not give what was solved for.
+    """
+    from edgeprune.reconstruct import Settings, reconstruct_plan
+
+    settings = Settings(
+        samples=config.samples,
+        memory_bytes=config.memory_mb << 20,
+        max_unknowns=config.max_unknowns,
+        ridge=config.ridge,
+    )
+
+    def progress(done: int, total: int) -> None:
+        listen(Event(stage="reconstruct", state="progress", done=float(done), total=float(total)))
+
+    return reconstruct_plan(small, dense, plan, inputs, found, settings, rules, progress)
 
 
 def tuned(

@@ -9,7 +9,7 @@ from edgeprune.config import RunConfig
 from edgeprune.errors import BudgetMissed, DeviceError, EdgePruneError
 from edgeprune.report import quantities as q
 from edgeprune.report.rows import Row, metric_names, rows_of
-from edgeprune.values import Json, lower_is_better, parse_bytes, parse_seconds
+from edgeprune.values import Json, parse_bytes, parse_seconds, worsening
 
 
 def judge(result: Json, config: RunConfig) -> Json:
@@ -51,11 +51,6 @@ def leading_metric(rows: tuple[Row, ...], config: RunConfig) -> str | None:
     if config.finetune.metric in names:
         return config.finetune.metric
     return names[0] if names else None
-
-
-def drop(metric: str, before: float, after: float) -> float:
-    """Return how much worse a metric became; negative when it became better."""
-    return after - before if lower_is_better(metric) else before - after
 
 
 def _speed(rows: tuple[Row, ...]) -> list[str]:
@@ -151,7 +146,7 @@ def _drop(rows: tuple[Row, ...], config: RunConfig) -> list[Json]:
     for dense, pruned in _pairs(rows):
         before, after = dense.metrics.get(metric or ""), pruned.metrics.get(metric or "")
         known = metric is not None and before is not None and after is not None
-        value = drop(metric or "", before or 0.0, after or 0.0) if known else None
+        value = worsening(metric or "", before or 0.0, after or 0.0) if known else None
         budgets.append(_budget("drop", f"drop of {metric or 'the metric'} in {pruned.name}", config.max_drop, value))
     return budgets
 

@@ -6,7 +6,7 @@ none. Groups that user code cuts into equal pieces keep equal numbers, and so do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import gcd
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+Keep = dict[str, np.ndarray]
+Allocate = Callable[[float], Mapping[str, float]]
+Units = Mapping[str, Sequence[int]]
+
+
 def make_plan(
     graph: ChannelGraph,
     scores: Scores,
@@ -39,6 +44,8 @@ def make_plan(
     blocks: tuple[str, ...] = (),
     protected: Iterable[str] = (),
     dense_macs: int | None = None,
+    allocate: Allocate | None = None,
+    within: Units | None = None,
 ) -> PrunePlan:
     """Choose which units of every group to keep.
 
@@ -50,6 +57,8 @@ def make_plan(
         blocks: What was removed from the dense network before; the model and its graph are without them.
         protected: Names of blocks; a pattern of `config.keep` may mean one of them instead of a group.
         dense_macs: What a MACs budget is a share of, by default what the model needs.
+        allocate: Ratios of the groups by name, from the ratio over all of them; `config.ratios` win.
+        within: Units of every group that an earlier plan kept, by name: only those may be kept.
 
     Raises:
         NothingToPrune: Every group is pinned or too narrow for `align`; the message lists the reasons.
@@ -61,13 +70,18 @@ def make_plan(
     wanted = config.max_macs is not None or config.ratio > 0 or any(config.ratios.values())
     if not graph.free and wanted:
         raise NothingToPrune("no group can be pruned", fix=_reasons(graph))
+
+    def choose(ratio: float) -> Keep:
+        return _choose(graph, scores, config, align, ratio, allocate, within)
+
     if not wanted:
         keep = {group.name: np.arange(group.size) for group in graph.free}
-    elif config.max_macs is None:
-        keep = _choose(graph, scores, config, align, config.ratio)
-    else:
+    elif config.max_macs is not None:
         macs = count_macs(model, inputs)
-        keep = _meet_macs(graph, scores, config, align, macs, macs if dense_macs is None else dense_macs)
+        keep = _meet_macs(graph, choose, config.max_macs, macs, macs if dense_macs is None else dense_macs)
+    else:
+        names = active(graph, config.ratios)
+        keep = choose(config.ratio) if allocate is None else _meet_ratio(graph, choose, config.ratio, names)
     whole = all(len(kept) == group.size for group, kept in zip(graph.free, keep.values(), strict=True))
     met_by_blocks = config.max_macs is not None and bool(blocks)
     if wanted and whole and not met_by_blocks:
@@ -145,40 +159,77 @@ def resting(graph: ChannelGraph) -> set[str]:
     return rest
 
 
+def active(graph: ChannelGraph, named: Iterable[str] = ()) -> set[str]:
+    """Return the free groups that planning takes units from: those that do not rest, and those that are named."""
+    return {group.name for group in graph.free} - (resting(graph) - set(named))
+
+
+def together(graph: ChannelGraph) -> list[tuple[str, ...]]:
+    """Return the groups that planning takes units from: linked ones in one set, others alone, in their order."""
+    names = active(graph)
+    linked = {name: tuple(n for n in row if n in names) for row in graph.links for name in row}
+    moving = [group.name for group in graph.free if group.name in names and group.size > 1]
+    return list(dict.fromkeys(linked.get(name, (name,)) for name in moving))
+
+
 def _choose(
-    graph: ChannelGraph, scores: Scores, config: PruneConfig, align: int, ratio: float
-) -> dict[str, np.ndarray]:
+    graph: ChannelGraph,
+    scores: Scores,
+    config: PruneConfig,
+    align: int,
+    ratio: float,
+    allocate: Allocate | None = None,
+    within: Units | None = None,
+) -> Keep:
     """Return the kept units of every free group, ascending."""
-    rest = resting(graph) - set(config.ratios)
-    active = [group for group in graph.free if group.name not in rest]
-    ranked = _global_counts(active, scores, ratio) if config.scope == "global" else {}
+    chosen = active(graph, config.ratios)
+    moving = [group for group in graph.free if group.name in chosen]
+    scores = _lowered(scores, within) if within is not None else scores
+    ranked = _global_counts(moving, scores, ratio) if config.scope == "global" and allocate is None else {}
+    asked = allocate(ratio) if allocate is not None else {}
     wanted: dict[str, float] = {}
-    for group in active:
-        own = config.ratios.get(group.name)
+    for group in moving:
+        own = config.ratios.get(group.name, asked.get(group.name, 0.0 if allocate is not None else None))
         wanted[group.name] = ranked.get(group.name, group.size * (1 - ratio)) if own is None else group.size * (1 - own)
     for linked in graph.links:
         shared = [wanted[name] for name in linked if name in wanted]
         for name in linked:
             if name in wanted:
                 wanted[name] = float(np.mean(shared))
-    steps = {group.name: _step(group, align) for group in active}
-    least = {group.name: max(-(-config.min_channels * group.size // max(group.channels, 1)), 1) for group in active}
+    steps = {group.name: _step(group, align) for group in moving}
+    least = {group.name: max(-(-config.min_channels * group.size // max(group.channels, 1)), 1) for group in moving}
     for linked in graph.links:
         together = [name for name in linked if name in steps]
         if together:
             steps.update(dict.fromkeys(together, int(np.lcm.reduce([steps[name] for name in together]))))
             least.update(dict.fromkeys(together, max(least[name] for name in together)))
-    counts = {group.name: _round(wanted[n := group.name], steps[n], least[n], group.size) for group in active}
+    counts = {group.name: _round(wanted[n := group.name], steps[n], least[n], group.size) for group in moving}
     weights = dict.fromkeys(config.ratios, ASKED_FOR)
-    counts |= balanced_counts(graph, wanted, least=least, weights=weights, align=align)
+    balanced = balanced_counts(graph, wanted, least=least, weights=weights, align=align)
+    if within is not None:
+        most = {name: len(units) for name, units in within.items()}
+        if any(count > most.get(name, count) for name, count in balanced.items()):
+            balanced = {name: most.get(name, count) for name, count in balanced.items()}
+        counts = {name: min(count, most.get(name, count)) for name, count in counts.items()}
+    counts |= balanced
     keep = {}
     for group in graph.free:
-        if group.name in rest:
+        if group.name not in chosen:
             keep[group.name] = np.arange(group.size)
             continue
         order = np.argsort(-scores[group.name], kind="stable")
         keep[group.name] = np.sort(order[: counts[group.name]])
     return keep
+
+
+def _lowered(scores: Scores, within: Units) -> Scores:
+    """Return the scores with the units that are gone already below all others."""
+    found = {}
+    for name, values in scores.items():
+        gone = np.ones(len(values), dtype=bool)
+        gone[list(within.get(name, range(len(values))))] = False
+        found[name] = np.where(gone, min(float(values.min(initial=0.0)), 0.0) - 1e-6, values)
+    return found
 
 
 def _step(group: Group, align: int) -> int:
@@ -205,32 +256,54 @@ def _global_counts(groups: list[Group], scores: Scores, ratio: float) -> dict[st
     return {group.name: float(max((row >= threshold).sum(), 1)) for group, row in zip(groups, relative, strict=True)}
 
 
-def _meet_macs(
-    graph: ChannelGraph, scores: Scores, config: PruneConfig, align: int, macs: int, dense_macs: int
-) -> dict[str, np.ndarray]:
+def _meet_ratio(graph: ChannelGraph, choose: Callable[[float], Keep], ratio: float, names: set[str]) -> Keep:
+    """Return the plan that removes the share of units nearest to a ratio, by bisection on what is allocated.
+
+    Rounding of widths would otherwise add up: an allocation moves few groups far, not all of them alike.
+
+    Args:
+        names: The groups whose units count.
+    """
+    total = sum(group.size for group in graph.free if group.name in names)
+
+    def removed(keep: Keep) -> float:
+        return 1 - sum(len(keep[name]) for name in names) / max(total, 1)
+
+    low, high = 0.0, 0.999
+    less, more = choose(low), choose(high)
+    for _ in range(24):
+        middle = (low + high) / 2
+        tried = choose(middle)
+        if removed(tried) < ratio:
+            low, less = middle, tried
+        else:
+            high, more = middle, tried
+    return min(more, less, key=lambda keep: abs(removed(keep) - ratio))
+
+
+def _meet_macs(graph: ChannelGraph, choose: Callable[[float], Keep], max_macs: str, macs: int, dense_macs: int) -> Keep:
     """Return the largest plan within the MACs budget, by bisection on the ratio.
 
     Args:
         macs: What the network needs in which the units are; `dense_macs` what the budget is a share of.
     """
-    assert config.max_macs is not None
-    value, kind = parse_macs(config.max_macs)
+    value, kind = parse_macs(max_macs)
     limit = (value * dense_macs if kind == "share" else value) / max(macs, 1)
     low, high = 0.0, 0.999
-    whole = _choose(graph, scores, config, align, low)
+    whole = choose(low)
     if remaining_macs(graph, whole, macs) <= limit:
         return whole
-    best = _choose(graph, scores, config, align, high)
+    best = choose(high)
     left = remaining_macs(graph, best, macs)
     if left > limit:
         reached = left * macs / max(dense_macs, 1)
         raise ConfigError(
-            f"max_macs = {config.max_macs} cannot be met: the narrowest plan still has {reached:.3f} of the MACs",
+            f"max_macs = {max_macs} cannot be met: the narrowest plan still has {reached:.3f} of the MACs",
             fix=f"ask for {reached + 0.005:.2f}x or more, or  -s prune.align=1",
         )
     for _ in range(24):
         middle = (low + high) / 2
-        tried = _choose(graph, scores, config, align, middle)
+        tried = choose(middle)
         if remaining_macs(graph, tried, macs) <= limit:
             best, high = tried, middle
         else:

@@ -5,6 +5,6 @@ Owns how numbers and verdicts look. Works on the dict form of results only; runs
 
 from __future__ import annotations
 
-from edgeprune.report.html import render, write_report
+from edgeprune.report.html import render, render_sensitivity, write_report
 
-__all__ = ["render", "write_report"]
+__all__ = ["render", "render_sensitivity", "write_report"]

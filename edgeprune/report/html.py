@@ -17,6 +17,8 @@ from typing import Any
 
 from edgeprune.errors import ConfigError, StorageError
 from edgeprune.report import sections
+from edgeprune.report.page import Page
+from edgeprune.report.search import sensitivity_page
 from edgeprune.values import Json
 
 SCHEMA_VERSION = 1
@@ -34,8 +36,16 @@ def render(results: Json | Sequence[Json]) -> str:
     """
     runs = [results] if isinstance(results, dict) else list(results)
     _check(runs)
-    page = sections.page(runs)
     embedded, step = embed(runs)
+    return _rendered(sections.page(runs), embedded, step)
+
+
+def render_sensitivity(found: Json) -> str:
+    """Return the page of one sensitivity, the dict of its `sensitivity.json`."""
+    return _rendered(sensitivity_page(found), [_finite(found)], 1)
+
+
+def _rendered(page: Page, embedded: list[Json], step: int) -> str:
     figures = {figure.name: figure.as_dict() for figure in page.figures}
     text: str = _template().render(
         page=page, figures=_finite(figures), results=embedded, thinned=step, plotly=_script(_plotly())

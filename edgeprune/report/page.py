@@ -80,6 +80,16 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A part that only some reports have: a caption with plots, and a table below them."""
+
+    title: str
+    caption: str
+    panel: Panel
+    table: Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sparsity:
     """Single weights that were pruned: what they bring, by file and by layer."""
 
@@ -118,6 +128,7 @@ class Run:
     packages: tuple[tuple[str, str], ...]
     settings: tuple[tuple[str, str], ...]
     reproduce: tuple[str, ...]
+    sections: tuple[Section, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +140,18 @@ class Page:
     runs: tuple[Run, ...]
     overview: Table | None
     fronts: tuple[tuple[str, Panel], ...]
+    sections: tuple[Section, ...] = ()
 
     @property
     def figures(self) -> Iterator[Figure]:
         """All plots of the page."""
         for _, panel in self.fronts:
             yield from panel.figures
+        for section in self.sections:
+            yield from section.panel.figures
         for run in self.runs:
+            for section in run.sections:
+                yield from section.panel.figures
             for part in (run.trade_off, run.training, run.samples):
                 if part is not None:
                     yield from part.figures

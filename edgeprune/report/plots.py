@@ -243,8 +243,8 @@ def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int 
     for key in dict.fromkeys([*validated, *(key for key in trained if key != "loss")]):
         if key not in seen:
             plots.append((key, [key] if key in trained and key != "loss" else [], [key] if key in validated else []))
-    last = next((key for key in ("sparse", "recalibrated", "reconstructed", "pruned") if metrics.get(key)), "pruned")
-    before = metrics.get(last) or {}
+    order = ("sparse", "looped", "recalibrated", "reconstructed", "pruned")
+    before = metrics.get(next((key for key in order if metrics.get(key)), "pruned")) or {}
     figures = tuple(
         _curves(f"{name}-{index}", plot, history, (before, metrics.get("dense") or {}), best_epoch, run_mark(run))
         for index, plot in enumerate(plots[:4])
@@ -275,7 +275,7 @@ def _curves(
     data: list[Json] = []
     for key in validated:
         if dense.get(key) is not None:
-            data.append(_reference(0, epochs[-1], dense[key]))
+            data.append(reference(0, epochs[-1], dense[key]))
     for key in trained:
         values = [(record.get("train") or {}).get(key) for record in history]
         data.append(_curve(epochs, values, "training " + key, DENSE))
@@ -312,14 +312,17 @@ def _curve(x: list[int], y: list[float | None], text: str, look: tuple[str, str]
     }
 
 
-def _reference(low: int, high: int, value: float) -> Json:
+def reference(
+    low: int, high: int, value: float | None, text: str = "dense network: %{y:.4~g}", color: str = "var(--muted)"
+) -> Json:
+    """Return a dotted line at a value, by default that of the dense network."""
     return {
         "type": "scatter",
         "mode": "lines",
         "x": [low, high],
         "y": [value, value],
-        "line": {"color": "var(--muted)", "width": 1.2, "dash": "dot"},
-        "hovertemplate": "dense network: %{y:.4~g}<extra></extra>",
+        "line": {"color": color, "width": 1.2, "dash": "dot"},
+        "hovertemplate": f"{text}<extra></extra>",
     }
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from edgeprune.report import plots, tables
 from edgeprune.report import quantities as q
 from edgeprune.report.lanes import latency_samples
-from edgeprune.report.page import Bar, KeyFigure, Page, Run, Sparsity
+from edgeprune.report.page import Bar, KeyFigure, Page, Run, Section, Sparsity
 from edgeprune.report.rows import Place, Row, metric_names, place_of, rows_of
+from edgeprune.report.search import layerwise_section, loop_section, sensitivity_section
 from edgeprune.report.stages import output_lines, zeros_text
 from edgeprune.values import Json, lower_is_better
 
@@ -69,7 +70,18 @@ def _run(index: int, result: Json, several: bool) -> Run:
         packages=tuple(sorted((str(key), str(value)) for key, value in (machine.get("packages") or {}).items())),
         settings=tuple(_flat(result.get("settings") or {})),
         reproduce=tuple(str(command) for command in result.get("reproduce") or []),
+        sections=tuple(_searched(name, result)),
     )
+
+
+def _searched(name: str, result: Json) -> Iterator[Section]:
+    """Yield what led to the plan, where more than a criterion did."""
+    if result.get("sensitivity"):
+        yield sensitivity_section(f"{name}-sensitivity", result["sensitivity"])
+    if result.get("layerwise"):
+        yield layerwise_section(f"{name}-layerwise", result["layerwise"])
+    if result.get("loop"):
+        yield loop_section(f"{name}-loop", result["loop"])
 
 
 def _facts(result: Json) -> tuple[str, ...]:

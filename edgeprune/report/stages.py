@@ -27,6 +27,9 @@ def _describe_plan(facts: Json) -> str:
     after = sum(group["channels_after"] for group in free)
     removed = f" ({q.share(1 - after / before)} removed)" if before else ""
     text = f"{len(free)} of {len(groups)} groups, {before} -> {after} channels{removed}, align {facts['align']}"
+    if facts.get("layerwise"):
+        states = [trial["state"] for trial in facts["layerwise"]["trials"]]
+        text += f", {states.count('kept')} of {len(states)} trials kept"
     gone = [row["name"] for row in facts.get("blocks") or () if row["removed"]]
     return f"without {', '.join(gone)}; {text}" if gone else text
 
@@ -107,6 +110,18 @@ def _describe_bench(facts: Json) -> str:
     return f"{facts['rows']} measurements" + (f", {failed} failed" if failed else "")
 
 
+def _describe_sensitivity(facts: Json) -> str:
+    again = f", {facts['reused']} reused" if facts["reused"] else ""
+    return f"{facts['groups']} groups, {facts['made']} networks measured{again}: {facts['metric']}"
+
+
+def _describe_loop(facts: Json) -> str:
+    parts = [f"step {facts['number']}, {facts['unit']} {facts['level']:.3g}: {facts['state']}"]
+    if facts.get("params") is not None:
+        parts.append(f"{q.count(facts['params'])} params, {q.macs(facts['macs'])}")
+    return "  ".join([*parts, *filter(None, [metrics_text(facts.get("metrics"))])])
+
+
 def metrics_text(metrics: Json | None) -> str:
     """Return named metrics in one line."""
     return "  ".join(f"{name} {q.metric(value)}" for name, value in (metrics or {}).items())
@@ -138,6 +153,7 @@ def _difference(checks: list[Json]) -> str:
 _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "plan": _describe_plan,
     "baseline": _describe_metrics,
+    "loop": _describe_loop,
     "apply": _describe_apply,
     "reconstruct": _describe_reconstruct,
     "recalibrate": _describe_metrics,
@@ -147,4 +163,5 @@ _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "accuracy": _describe_accuracy,
     "generalise": _describe_train_metrics,
     "bench": _describe_bench,
+    "sensitivity": _describe_sensitivity,
 }

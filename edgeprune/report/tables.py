@@ -130,6 +130,7 @@ def stages(metrics: Json) -> Table:
         "pruned": "After pruning",
         "reconstructed": "After reconstruction",
         "recalibrated": "After BatchNorm recalibration",
+        "looped": "After the loop",
         "sparse": "After weight pruning",
         "finetuned": "After fine-tuning",
     }
