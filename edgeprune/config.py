@@ -156,7 +156,7 @@ class GradualConfig(Section):
     Units go in a training of `epochs` before the cut, weights in fine-tuning. Pruning begins after `begin` steps and
     ends after `end` (unset, three quarters of the training), `every` so many steps (unset, a fortieth of the way).
     `fraction` of a layer's weights change places at first (`rigl`, unset 0.3); `strength` is what a scale without
-    gradient would lose, in means of its layer (`slim`, unset 1).
+    gradient would lose, in means of its layer (`slim`, unset 0.5).
     """
 
     method: Literal["channels", "soft", "regularise", "slim", "weights", "rigl"] | None = None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeprune.graph.rules.custom import Entry
 
 FRACTION = 0.3
-STRENGTH = 1.0
+STRENGTH = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
