@@ -59,6 +59,10 @@ EVENTS = {
         {"artifact": {"path": "runs/a/model.tflite", "size_bytes": 11_300_000}, "checks": [CHECK]},
         "model.tflite 11.3 MB verified: max |diff| 3.4e-06, limit 1e-04",
     ),
+    "generalise": (
+        {"dense": {"top1": 0.99}, "final": {"top1": 0.95}},
+        "on training data: dense top1 0.990, final top1 0.950",
+    ),
     "bench": ({"rows": 4, "failed": ["lost"]}, "4 measurements, 1 failed"),
     "accuracy": (
         {"artifact": "model.tflite", "metrics": {"top1": 0.902}},

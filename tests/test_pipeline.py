@@ -113,6 +113,28 @@ def test_fine_tuning_and_reconstruction_help_on_the_artifacts(finished: tuple[Ru
     assert artifacts["model"] > artifacts["baseline"]
 
 
+def test_training_validation_and_test_are_told_apart(finished: tuple[RunResult, list[Event]]) -> None:
+    data = finished[0].data
+    assert set(data["generalisation"]) == {"dense", "final"}
+    for name, role in (("dense", "baseline"), ("final", "model")):
+        row = data["generalisation"][name]
+        (scored,) = (entry["metrics"] for entry in data["artifacts"] if entry["role"] == role)
+        assert row["test"] == scored
+        assert row["gap"]["top1"] == pytest.approx(row["train"]["top1"] - row["test"]["top1"])
+        assert row["validation"]["top1"] >= 0
+    assert "Gap to training" in (finished[0].folder / "report.html").read_text()
+
+
+def test_batches_that_the_metric_does_not_take_cost_a_notice(folder: Path) -> None:
+    _rewrite(folder, "def evaluate_outputs(", "CALLS = []\n\n\ndef evaluate_outputs(")
+    third = "    CALLS.append(1)\n    if len(CALLS) > 2:\n        raise ValueError('another format')\n"
+    _rewrite(folder, "    right = [", f"{third}    right = [")
+    run = compress(_config(folder, finetune__epochs=0))
+    assert run.data["generalisation"] is None
+    (notice,) = (notice for notice in run.data["notices"] if notice["code"] == "no-train-metrics")
+    assert "another format" in notice["text"]
+
+
 def test_the_listener_hears_every_stage_begin_and_end(finished: tuple[RunResult, list[Event]]) -> None:
     _, events = finished
     assert events[0].state == "run"
@@ -124,6 +146,7 @@ def test_the_listener_hears_every_stage_begin_and_end(finished: tuple[RunResult,
         "baseline",
         "apply",
         "reconstruct",
+        "generalise",
         "finetune",
         "export",
         "bench",
@@ -401,6 +424,7 @@ _STAGES = (
     "export baseline.onnx",
     "export model.onnx",
     "accuracy model.onnx",
+    "generalise",
 )
 _CHAIN = [
     *(f"unrecorded {stage}" for stage in _STAGES[:4]),
@@ -410,6 +434,7 @@ _CHAIN = [
     "progress bench",
     "unrecorded bench",
     "unrecorded accuracy model.onnx",
+    "unrecorded generalise",
     "begin report",
     "never",
 ]

@@ -16,6 +16,7 @@ from edgeprune.config import RunConfig, load_config
 from edgeprune.errors import ConfigError
 from edgeprune.pipeline import stages
 from edgeprune.pipeline.events import Event, Listener, ignore
+from edgeprune.pipeline.generalisation import generalisation, train_metrics
 from edgeprune.pipeline.measuring import compare_rows
 from edgeprune.pipeline.prepare import Prepared, absolute_settings, default_output, prepare
 from edgeprune.pipeline.sparsity import file_rows
@@ -124,6 +125,7 @@ def _stages(session: Session) -> Json:
     ]
     stages.bench(session, exported)
     scores = [stages.accuracy(session, record) for record in exported]
+    trained = train_metrics(session, final)
     records = {
         "dense": dense,
         "pruned": applied,
@@ -131,6 +133,7 @@ def _stages(session: Session) -> Json:
         "recalibrated": recalibrated,
         "sparse": sparse,
         "finetuned": final,
+        "generalise": trained,
     }
     return _report(session, planned, records, list(zip(exported, scores, strict=True)))
 
@@ -198,7 +201,11 @@ def _gather(
         "groups": planned.facts["groups"],
         "blocks": planned.facts.get("blocks", []),
         "sparsity": _sparsity(session, records["sparse"], artifacts),
-        "metrics": {name: record.facts["metrics"] if record else None for name, record in records.items()},
+        "metrics": {
+            name: record.facts["metrics"] if record else None
+            for name, record in records.items()
+            if name != "generalise"
+        },
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],
         "artifacts": [_artifact(exported, scored) for exported, scored in artifacts],
@@ -211,6 +218,7 @@ def _gather(
         "reproduce": [command(prepared.config, prepared.workload)],
         "stages": session.stages,
     }
+    result["generalisation"] = generalisation(records["generalise"], result)
     plain: Json = finite(result)
     plain["verdict"] = judge(plain, prepared.config)
     return plain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from edgeprune.graph import ChannelGraph
     from edgeprune.pruning import PrunePlan
+
+    Outputs = Iterator[tuple[list[np.ndarray[Any, Any]], Any]]
 
 
 def evaluate(workload: Workload, model: nn.Module) -> dict[str, float] | None:
@@ -45,8 +47,7 @@ def score_artifact(workload: Workload, path: Path) -> tuple[dict[str, float], st
 
     module = ArtifactModule(path)
     if workload.test_data is not None and workload.evaluate_outputs is not None:
-        pairs = _outputs(module, workload)
-        return _metrics(workload, "evaluate_outputs", call(workload, "evaluate_outputs", pairs)), "test_data"
+        return metrics_of_outputs(workload, outputs_on(module, batches(workload, "test_data"))), "test_data"
     return _metrics(workload, "evaluate", call(workload, "evaluate", module.eval())), "evaluate"
 
 
@@ -93,13 +94,23 @@ def has_statistics(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
 
 
-def _outputs(module: nn.Module, workload: Workload) -> Iterator[tuple[list[np.ndarray[Any, Any]], Any]]:
+def metrics_of_outputs(workload: Workload, pairs: Outputs) -> dict[str, float]:
+    """Return what `evaluate_outputs` of the workload says of pairs of outputs and batch.
+
+    Raises:
+        ModelError: The function failed or returned something else than named numbers.
+    """
+    return _metrics(workload, "evaluate_outputs", call(workload, "evaluate_outputs", pairs))
+
+
+def outputs_on(module: nn.Module, data: Iterable[Any]) -> Outputs:
+    """Yield a network's outputs as numpy arrays on every batch, with the batch."""
     import torch
 
     from edgeprune.graph.structure import output_tensors
     from edgeprune.training.batches import model_inputs
 
-    for batch in batches(workload, "test_data"):
+    for batch in data:
         with torch.no_grad():
             outputs = output_tensors(module(*model_inputs(batch)))
         yield [output.numpy() for output in outputs], batch

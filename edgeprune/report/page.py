@@ -107,6 +107,7 @@ class Run:
     bars_note: str
     sparsity: Sparsity | None
     stages: Table
+    splits: Table
     training: Panel
     samples: Panel
     cold: Table

@@ -56,6 +56,7 @@ def _run(index: int, result: Json, several: bool) -> Run:
         bars_note=_bars_note(groups) + _blocks_note(result.get("blocks") or []) + _output_note(result),
         sparsity=_sparsity(result),
         stages=tables.stages(metrics),
+        splits=tables.splits(result.get("generalisation")),
         training=plots.training(
             f"{name}-training", result.get("history") or [], metrics, result.get("best_epoch"), index
         ),

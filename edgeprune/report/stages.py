@@ -98,6 +98,10 @@ def _describe_accuracy(facts: Json) -> str:
     return f"{facts['artifact']} {metrics_text(facts['metrics'])} through its runtime"
 
 
+def _describe_train_metrics(facts: Json) -> str:
+    return f"on training data: dense {metrics_text(facts['dense'])}, final {metrics_text(facts['final'])}"
+
+
 def _describe_bench(facts: Json) -> str:
     failed = len(facts.get("failed") or ())
     return f"{facts['rows']} measurements" + (f", {failed} failed" if failed else "")
@@ -141,5 +145,6 @@ _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "finetune": _describe_finetune,
     "export": _describe_export,
     "accuracy": _describe_accuracy,
+    "generalise": _describe_train_metrics,
     "bench": _describe_bench,
 }

@@ -177,6 +177,25 @@ def sparse_files(sparsity: Json) -> Table:
     return Table(titles=("File", "Size", "Compressed", "Ratio"), blocks=(Block(lines=tuple(lines)),))
 
 
+def splits(found: Json | None) -> Table:
+    """Return every metric on training, validation and test data, and the gap, of the dense and the final network."""
+    titles = {"dense": "Dense network", "final": "Final network"}
+    metrics = dict.fromkeys(name for row in (found or {}).values() for name in row["train"])
+    blocks = []
+    for metric in metrics:
+        lines = []
+        for key, title in titles.items():
+            row = (found or {})[key]
+            cells = [
+                measured(q.metric((row[split] or {}).get(metric), PLACES))
+                for split in ("train", "validation", "test", "gap")
+            ]
+            lines.append(Line(head=Cell(text=title), cells=tuple(cells)))
+        blocks.append(Block(lines=tuple(lines), title=metric if len(metrics) > 1 else None))
+    first = next(iter(metrics), "metric") if len(metrics) == 1 else "Network"
+    return Table(titles=(first, "Training", "Validation", "Test", "Gap to training"), blocks=tuple(blocks))
+
+
 def cold(rows: Sequence[Row]) -> Table:
     """Return how the timing went and what starting costs: runs, clean share, noise floor, load, memory."""
     lines = []
