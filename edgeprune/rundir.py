@@ -32,6 +32,8 @@ from edgeprune.version import VERSION
 SETTINGS = "run.toml"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+TRAINED = "trained.safetensors"
+ZEROED = "zeroed.json"
 PLAN = "plan.json"
 PRUNED = "pruned.safetensors"
 RECONSTRUCTED = "reconstructed.safetensors"
@@ -39,7 +41,9 @@ RECALIBRATED = "recalibrated.safetensors"
 SPARSE = "sparse.safetensors"
 MASKS = "masks.safetensors"
 FINETUNED = "finetuned.safetensors"
+FINETUNED_MASKS = "finetuned.masks.safetensors"
 CHECKPOINT = "checkpoint."
+TRAIN_CHECKPOINT = "train.checkpoint."
 HISTORY = "history.json"
 CHECKS = "verify.json"
 ROWS = "results.jsonl"
@@ -310,9 +314,9 @@ def remove_temporary(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def remove_checkpoints(folder: Path, keep: Path | None = None) -> None:
+def remove_checkpoints(folder: Path, keep: Path | None = None, prefix: str = CHECKPOINT) -> None:
     """Remove the checkpoints of a folder but one; those that training set aside as `.stale` stay."""
-    for path in folder.glob(f"{CHECKPOINT}*"):
+    for path in folder.glob(f"{prefix}*"):
         if path != keep and path.suffix != ".stale":
             path.unlink(missing_ok=True)
 

@@ -187,9 +187,7 @@ class UnitPruner:
     def _choose(self) -> tuple[Removed, Scores]:
         """Return the units that the settings remove from the network as it is now, and all scores."""
         scores = self._scores()
-        plan = make_plan(
-            self._graph, scores, self._config, align=self._align, model=self._model, inputs=self._inputs
-        )
+        plan = make_plan(self._graph, scores, self._config, align=self._align, model=self._model, inputs=self._inputs)
         removed = {name: np.ones(entry.units, dtype=bool) for name, entry in plan.groups.items()}
         for name, entry in plan.groups.items():
             removed[name][list(entry.keep)] = False

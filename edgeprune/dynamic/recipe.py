@@ -113,9 +113,7 @@ def recipe(
             fix="train the network with plain parameters: remove parametrizations first",
         )
     graph = analyse(entered.model, inputs, prune.output, rules)
-    return Recipe(
-        gradual=gradual, prune=prune, sparsify=sparsify, align=align, graph=graph, inputs=inputs, rules=rules
-    )
+    return Recipe(gradual=gradual, prune=prune, sparsify=sparsify, align=align, graph=graph, inputs=inputs, rules=rules)
 
 
 class Gradual:
