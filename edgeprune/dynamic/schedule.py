@@ -13,7 +13,10 @@ SHARE = 0.75  # of a training, after which nothing more is pruned where the end 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Steps of the optimiser, counted from 1: pruning begins after `begin`, happens `every` so many, ends after `end`."""
+    """When something is pruned, in steps of the optimiser counted from 1.
+
+    It begins after `begin`, happens every `every` steps, and ends after `end`.
+    """
 
     begin: int
     end: int

@@ -18,8 +18,8 @@ from edgeprune.errors import ModelError
 from edgeprune.pipeline import distributed, planning
 from edgeprune.pipeline.digests import seeded
 from edgeprune.pipeline.events import Event, Listener
-from edgeprune.pipeline.gradual import cost_of_cut, gradual_settings, pruned_weights, recipe_of, with_weights
 from edgeprune.pipeline.folders import load_masks, load_state, save_masks, save_state
+from edgeprune.pipeline.gradual import cost_of_cut, gradual_settings, pruned_weights, recipe_of, with_weights
 from edgeprune.pipeline.measuring import bench_progress
 from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
 from edgeprune.pipeline.prepare import Prepared
