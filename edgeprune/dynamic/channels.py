@@ -134,7 +134,8 @@ class UnitPruner:
 
         Equal but for rounding, unless zeros count in something that is computed over channels, as in a LayerNorm.
         """
-        return difference(*(run(copy_model(model).eval(), self._inputs) for model in (self._model, small)))
+        before, after = (run(copy_model(model).eval(), self._inputs) for model in (self._model, small))
+        return difference(before, after)
 
     def state(self) -> Tensors:
         """Return all that is needed to go on, besides the network."""

@@ -93,7 +93,8 @@ def cost_of_cut(dense: nn.Module, small: nn.Module, inputs: tuple[torch.Tensor, 
     """Compare the network whose units are zero with the one that was cut; a notice says it where they differ."""
     from edgeprune.compact.verify import difference, run
 
-    check = difference(*(run(copy.deepcopy(model).eval(), inputs) for model in (dense, small)))
+    before, after = (run(copy.deepcopy(model).eval(), inputs) for model in (dense, small))
+    check = difference(before, after)
     notices = []
     if not check.passed:
         text = (

@@ -202,7 +202,7 @@ def check_gradual(config: RunConfig, workload: Workload) -> None:
         )
     if (config.gradual.epochs or config.finetune.epochs) == 0:
         raise ConfigError(
-            f"gradual.method = '{method}' prunes during training, and there is no epoch", fix="--epochs 3"
+            f"gradual.method = '{method}' prunes during training, and there is no epoch", fix="-s finetune.epochs=3"
         )
 
 

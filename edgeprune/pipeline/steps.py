@@ -208,8 +208,8 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
         rundir.write_atomic(folder / rundir.HISTORY, json.dumps(finite(history), indent=1) + "\n")
         rundir.remove_checkpoints(folder)
         metrics["finetuned"] = evaluate(loaded.workload, result.model)
-    told = {"sparsity": gradual.get("sparsity"), "gradual": gradual.get("gradual")}
-    return {"folder": str(folder), "metrics": metrics, "history": history, "best_epoch": result.best_epoch, **told}
+    done = {"folder": str(folder), "metrics": metrics, "history": history, "best_epoch": result.best_epoch}
+    return done | {name: gradual.get(name) for name in ("sparsity", "gradual")}
 
 
 def _check_gradual(config: RunConfig) -> None:
@@ -222,7 +222,7 @@ def _check_gradual(config: RunConfig) -> None:
     if config.gradual.of_weights and config.finetune.epochs == 0:
         raise ConfigError(
             f"gradual.method = '{config.gradual.method}' prunes during training, and there is no epoch",
-            fix="--epochs 3",
+            fix="-s finetune.epochs=3",
         )
 
 

@@ -4,8 +4,8 @@ Owns the file's layout, the atomic write, and the question whether a file belong
 JSON only, so reading one runs no code. Random generators are not stored: `randomness` derives them from the seed and
 the position.
 
-Tensors: `model.NAME`, `best.NAME` (parameters and all buffers), `optimizer.INDEX.KEY`, `pruner.NAME`. The metadata key `training`
-is a JSON object with `identity` (what the training is, by name) and `position` (how far it is).
+Tensors: `model.NAME`, `best.NAME` (parameters and all buffers), `optimizer.INDEX.KEY`, `pruner.NAME`. The
+metadata key `training` is a JSON object with `identity` (what the training is, by name) and `position` (how far it is).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fine-tuning: the user's step over the user's data, in one process or several, from any point at which it stopped.
 
 Owns the order of things inside a training: which batch, which random stream, which learning rate, when to validate,
-what is best, when to write. Losses come from the user's step and `distill`, files from `checkpoint`. Of pruning it knows
-that some weights may be held at zero, and that a pruner may have its say after every step.
+what is best, when to write. Losses come from the user's step and `distill`, files from `checkpoint`. It knows of
+pruning that some weights may be held at zero, and that a pruner may have its say after every step.
 """
 
 from __future__ import annotations
