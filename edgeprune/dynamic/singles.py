@@ -67,6 +67,7 @@ class WeightPruner:
     def step(self) -> None:
         """Prune what is due after a step of the optimiser, and set to zero what the step has moved."""
         self._step += 1
+        self._zeros.apply_()  # before anything is ranked: an optimiser's memory moves them
         if not self._settled and self._step >= self._schedule.begin:
             self._advance()
         self._dense = {}
