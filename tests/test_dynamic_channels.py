@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_units_go_along_the_schedule_and_stay_gone() -> None:
     expected = [0.5 * (1 - (1 - min(max((step - 1) // 2 * 2, 0), 10) / 10) ** 3) for step in range(1, 14)]
     assert shares == pytest.approx(expected, abs=0.03)
     assert shares[-1] == 0.5
-    for before, after in zip(gone, gone[1:], strict=False):
+    for before, after in itertools.pairwise(gone):
         assert all((units <= after[name]).all() for name, units in before.items())
 
 

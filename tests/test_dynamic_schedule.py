@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def test_pruning_is_due_every_so_many_steps_and_at_the_end(schedule: Schedule) -
     due = [step for step in range(schedule.end + 200) if schedule.due(step)]
     assert due[0] == schedule.begin
     assert due[-1] == schedule.end
-    assert {b - a for a, b in zip(due[:-2], due[1:-1], strict=True)} <= {schedule.every}
+    assert {b - a for a, b in itertools.pairwise(due[:-1])} <= {schedule.every}
     assert 0 < due[-1] - due[-2] <= schedule.every
 
 

@@ -1,4 +1,4 @@
-"""Pruners inside of fine-tuning: the target is met, the best epoch is a pruned one, and every interruption is bit-exact."""
+"""Pruners inside of fine-tuning: the target is met, the best epoch is a pruned one, interruptions are bit-exact."""
 
 from __future__ import annotations
 
