@@ -208,6 +208,70 @@ def test_a_norm_over_channels_makes_the_cut_cost_something_and_that_is_measured(
     assert units.with_statistics(inner(pruner)._graph, pruner.plan.keep) == ["1"]
 
 
+class Grouped(nn.Module):
+    """Convolutions in groups and transposed, whose units lie at several positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3, padding=1)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.up = nn.ConvTranspose2d(16, 12, 2, stride=2)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.up(F.relu(self.grouped(F.relu(self.first(x)))))).mean((2, 3)))
+
+
+class Attentive(nn.Module):
+    """One layer of a transformer over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 32)
+        self.attention = nn.MultiheadAttention(32, 8, batch_first=True)
+        self.norm = nn.LayerNorm(32)
+        self.wide, self.narrow = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x.squeeze(1))
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = x + self.narrow(F.gelu(self.wide(self.norm(x))))
+        return self.head(x.mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 24, batch_first=True)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x.squeeze(1))[0][:, -1])
+
+
+@pytest.mark.parametrize("method", ["channels", "soft", "regularise"])
+@pytest.mark.parametrize(
+    ("make", "settings", "group"),
+    [
+        (Grouped, {}, "grouped"),
+        (Grouped, {"scope": "global"}, "up"),
+        (Grouped, {"max_macs": "0.4x"}, "up"),
+        (Attentive, {"keep": ("embed",)}, "attention"),
+        (Recurrent, {}, "lstm"),
+    ],
+)
+def test_units_of_every_kind_go(method: str, make: Any, settings: dict[str, Any], group: str) -> None:
+    torch.manual_seed(0)
+    net = make()
+    pruner = ep.Gradual(net, INPUTS, method=method, ratio=0.5, align=1, end=8, every=2, **settings)
+    trained(net, pruner, 10, lr=0.01)
+    small = pruner.finish()
+    entry = pruner.plan.groups[group]
+    assert len(entry.keep) < entry.units
+    assert pruner.cost(small).max_rel < 1e-6
+
+
 class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -196,7 +196,9 @@ class UnitPruner:
         return {name: gone for name, gone in removed.items() if gone.any()}, scores
 
     def _scores(self) -> Scores:
-        return score(self._model, self._graph, self._config.criterion, inputs=self._inputs)
+        place = next(self._model.parameters()).device  # the network may have moved since it was followed
+        inputs = tuple(tensor.to(place) for tensor in self._inputs)
+        return score(self._model, self._graph, self._config.criterion, inputs=inputs)
 
     def _gradual(self, progress: float) -> Removed:
         """Return the lowest units of every group, as many as are to be gone by now; those that are gone stay so."""

@@ -101,7 +101,7 @@ def finetune(
         StorageError: The checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C; the checkpoint has been written.
     """
-    _check_arguments(step, config, evaluate, teacher)
+    _check_arguments(step, config, evaluate, teacher, masks, recipe)
     if config.epochs == 0:
         result = copy.deepcopy(model)
         if masks is not None:
@@ -139,7 +139,12 @@ def finetune(
 
 
 def _check_arguments(
-    step: Step | None, config: FinetuneConfig, evaluate: Evaluate | None, teacher: nn.Module | None
+    step: Step | None,
+    config: FinetuneConfig,
+    evaluate: Evaluate | None,
+    teacher: nn.Module | None,
+    masks: Masks | None,
+    recipe: Recipe | None,
 ) -> None:
     if step is None and teacher is None:
         raise ConfigError("fine-tuning needs a train_step or a teacher", fix="add  def train_step(model, batch): ...")
@@ -147,6 +152,8 @@ def _check_arguments(
         raise ConfigError(
             f"finetune.distill is {config.distill} and there is no teacher", fix="pass teacher=, or set distill to 0"
         )
+    if masks is not None and recipe is not None:
+        raise ConfigError("weights are held by masks and pruned by a recipe", fix="pass masks= or recipe=")
     if config.metric is not None and evaluate is None:
         raise ConfigError(
             f"finetune.metric is '{config.metric}' and there is no evaluate()",
