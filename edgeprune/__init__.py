@@ -40,7 +40,16 @@ from edgeprune.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from edgeprune.bench import Comparison, Measurement
-    from edgeprune.config import BenchConfig, ExportConfig, FinetuneConfig, PruneConfig, RunConfig, SparsifyConfig
+    from edgeprune.config import (
+        BenchConfig,
+        ExportConfig,
+        FinetuneConfig,
+        GradualConfig,
+        PruneConfig,
+        RunConfig,
+        SparsifyConfig,
+    )
+    from edgeprune.dynamic import Gradual
     from edgeprune.graph import ChannelGraph, trace
     from edgeprune.pipeline.api import (
         apply,
@@ -67,6 +76,8 @@ _HOMES = {
     "Comparison": "edgeprune.bench",
     "ExportConfig": "edgeprune.config",
     "FinetuneConfig": "edgeprune.config",
+    "Gradual": "edgeprune.dynamic",
+    "GradualConfig": "edgeprune.config",
     "Masks": "edgeprune.pruning",
     "Measurement": "edgeprune.bench",
     "PruneConfig": "edgeprune.config",
@@ -106,6 +117,8 @@ __all__ = [
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
+    "Gradual",
+    "GradualConfig",
     "Masks",
     "Measurement",
     "MissingDependency",

@@ -171,6 +171,58 @@ class SparsifyConfig(Section):
         return self
 
 
+OF_WEIGHTS = ("weights", "rigl")
+_BY_AND_BY = ("magnitude", "lamp", "erk", "n:m")
+_WITH_LOSS = ("taylor", "hessian")
+
+
+class GradualConfig(Section):
+    """Pruning during training, in place of pruning at once. What is gone in the end, `prune` or `sparsify` say.
+
+    `method`: `channels` (the units with the lowest scores go by and by), `soft` (their filters are zeroed again and
+    again and may come back), `regularise` (they shrink until nothing is left), `slim` (scales of normalisations are
+    made sparse, and decide); `weights` (single weights go by and by), `rigl` (weights change places, as many stay).
+    Units go in a training of `epochs` before the cut, weights in fine-tuning. Pruning begins after `begin` steps and
+    ends after `end` (unset, three quarters of the training), `every` so many steps (unset, a fortieth of the way).
+    `fraction` of a layer's weights change places at first (`rigl`, unset 0.3); `strength` is what a scale without
+    gradient would lose, in means of its layer (`slim`, unset 0.5).
+    """
+
+    method: Literal["channels", "soft", "regularise", "slim", "weights", "rigl"] | None = None
+    epochs: Count | None = None
+    begin: int = Field(0, ge=0)
+    end: Count | None = None
+    every: Count | None = None
+    fraction: float | None = Field(None, gt=0, le=1)
+    strength: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether single weights go."""
+        return self.method in OF_WEIGHTS
+
+    @property
+    def of_units(self) -> bool:
+        """Whether units go, in a training before the cut."""
+        return self.method is not None and not self.of_weights
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.method is None and self != type(self).model_construct():
+            name = next(name for name in type(self).model_fields if getattr(self, name) not in (None, 0))
+            _refuse(f"gradual.{name} = {getattr(self, name)!r} and no gradual.method", "-s gradual.method=channels")
+        if self.end is not None and self.begin >= self.end:
+            _refuse(f"gradual.begin = {self.begin} is not before gradual.end = {self.end}", "begin earlier")
+        for name, method in (("fraction", "rigl"), ("strength", "slim")):
+            if getattr(self, name) is not None and self.method != method:
+                text = f"gradual.{name} means nothing to gradual.method = '{self.method}'"
+                _refuse(text, f"it goes with gradual.method = '{method}'")
+        if self.epochs is not None and self.of_weights:
+            text = f"gradual.epochs means nothing to gradual.method = '{self.method}'"
+            _refuse(text, "single weights go in fine-tuning: -s finetune.epochs")
+        return self
+
+
 class FinetuneConfig(Section):
     """How accuracy is won back. `distill` 0 trains on the user's loss alone, 1 on the dense network alone."""
 
@@ -245,11 +297,30 @@ class RunConfig(Section):
     reconstruct: ReconstructConfig = ReconstructConfig()
     loop: LoopConfig = LoopConfig()
     sparsify: SparsifyConfig = SparsifyConfig()
+    gradual: GradualConfig = GradualConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
     layerwise: LayerwiseConfig = LayerwiseConfig()
+
+    @model_validator(mode="after")
+    def _gradual_fits(self) -> Self:
+        method, prune, sparsify = self.gradual.method, self.prune, self.sparsify
+        if self.gradual.of_weights and sparsify.method not in _BY_AND_BY:
+            text = f"gradual.method = '{method}' needs sparsify.method, one of {', '.join(_BY_AND_BY)}"
+            _refuse(text, "-s sparsify.method=magnitude -s sparsify.amount=0.8")
+        if self.gradual.of_units:
+            removes = prune.ratio > 0 or prune.max_macs is not None or any(prune.ratios.values())
+            for wrong, what, fix in (
+                (not removes, "prune.ratio = 0, which removes nothing", "-s prune.ratio=0.5"),
+                (prune.depth > 0 or bool(prune.blocks), "prune.depth or prune.blocks", "remove blocks in a run before"),
+                (prune.split_recurrent, "prune.split_recurrent", "-s prune.split_recurrent=false"),
+                (prune.criterion in _WITH_LOSS, f"prune.criterion = '{prune.criterion}'", "-s prune.criterion=l2"),
+            ):
+                if wrong:
+                    _refuse(f"gradual.method = '{method}' does not go with {what}", fix)
+        return self
 
     def to_toml(self) -> str:
         """Return the settings as TOML; unset values are left out, as TOML has no null."""

@@ -32,6 +32,8 @@ from edgeprune.version import VERSION
 SETTINGS = "run.toml"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+TRAINED = "trained.safetensors"
+ZEROED = "zeroed.json"
 PLAN = "plan.json"
 PRUNED = "pruned.safetensors"
 RECONSTRUCTED = "reconstructed.safetensors"
@@ -40,7 +42,9 @@ SPARSE = "sparse.safetensors"
 MASKS = "masks.safetensors"
 FINETUNED = "finetuned.safetensors"
 STEP = "step-"
+FINETUNED_MASKS = "finetuned.masks.safetensors"
 CHECKPOINT = "checkpoint."
+TRAIN_CHECKPOINT = "train.checkpoint."
 HISTORY = "history.json"
 CHECKS = "verify.json"
 ROWS = "results.jsonl"
@@ -328,9 +332,9 @@ def remove_temporary(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def remove_checkpoints(folder: Path, keep: Path | None = None) -> None:
+def remove_checkpoints(folder: Path, keep: Path | None = None, prefix: str = CHECKPOINT) -> None:
     """Remove the checkpoints of a folder but one; those that training set aside as `.stale` stay."""
-    for path in folder.glob(f"{CHECKPOINT}*"):
+    for path in folder.glob(f"{prefix}*"):
         if path != keep and path.suffix != ".stale":
             path.unlink(missing_ok=True)
 

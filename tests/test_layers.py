@@ -26,6 +26,7 @@ LAYERS = (
     ("graph", "rules"),
     ("pruning",),
     ("compact",),
+    ("dynamic",),
     ("training",),
     ("reconstruct",),
     ("devices",),

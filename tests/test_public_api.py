@@ -27,6 +27,8 @@ NAMES = [
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
+    "Gradual",
+    "GradualConfig",
     "Masks",
     "Measurement",
     "MissingDependency",

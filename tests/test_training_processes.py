@@ -73,6 +73,11 @@ def test_pruned_weights_stay_zero_in_both(ranks: list[dict[str, Any]]) -> None:
     assert [rank["zeros kept"] for rank in ranks] == [True, True]
 
 
+def test_weights_that_move_move_alike_in_both(ranks: list[dict[str, Any]]) -> None:
+    _assert_same(ranks[0]["moved"], ranks[1]["moved"])
+    assert ranks[0]["moved zeros"] >= 0.6 * (8 * 9 + 72 * 4) - 1
+
+
 def test_an_unused_layer_is_left_alone(ranks: list[dict[str, Any]]) -> None:
     assert torch.equal(ranks[0]["spare"], ranks[1]["spare"])
 

@@ -2,6 +2,7 @@
 
 python -m tests.training_case killed CHECKPOINT       SIGKILL in the middle of the second epoch
 python -m tests.training_case "killed sparse" FILE    the same, with most weights held at zero
+python -m tests.training_case "killed METHOD" FILE    the same, pruned meanwhile by a method of `gradual`
 torchrun ... -m tests.training_case together FOLDER   several trainings in two processes
 """
 
@@ -21,7 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgeprune as ep
-from edgeprune.config import FinetuneConfig
+from edgeprune.config import FinetuneConfig, validate
+from edgeprune.dynamic import recipe
 from edgeprune.pruning import Masks
 from edgeprune.training import FinetuneResult, Progress, finetune
 
@@ -124,6 +126,35 @@ def train_sparse(
     return masks, result
 
 
+def train_gradual(
+    method: str,
+    checkpoint: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = evaluate,
+    **changes: Any,
+) -> FinetuneResult:
+    """Fine-tune the small network while half of its channels, or most of its weights, go."""
+    sections: dict[str, Any] = {"gradual": {"method": method} | changes, "prune": {"align": 1}}
+    if method in ("weights", "rigl"):
+        sections["sparsify"] = {"method": "lamp", "amount": 0.6}
+    config = validate(sections)
+    model = small_net()
+    made = recipe(
+        model, (torch.zeros(1, 1, 6, 6),), config.gradual, prune=config.prune, sparsify=config.sparsify, align=1
+    )
+    return finetune(
+        model,
+        step=train_step,
+        data=train_data,
+        config=settings(weight_decay=0.01),
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+        seed=7,
+        recipe=made,
+    )
+
+
 def kill_at(epoch: int, step: int, number: signal.Signals) -> Callable[[Progress], None]:
     """Return a progress function that sends this process a signal after one step."""
 
@@ -179,7 +210,10 @@ def _together(folder: Path) -> None:
     )
     joined = train_joined(1)
     masks, sparse = train_sparse()
+    moved = train_gradual("rigl")
     facts = {
+        "moved": moved.model.state_dict(),
+        "moved zeros": sum(int((tensor == 0).sum()) for tensor in moved.model.parameters()),
         "sparse": sparse.model.state_dict(),
         "zeros kept": all(bool((sparse.model.get_parameter(n)[~m] == 0).all()) for n, m in masks.kept.items()),
         "joined": joined.model.state_dict(),
@@ -203,5 +237,7 @@ if __name__ == "__main__":
         train(Path(path), kill_at(2, 3, signal.SIGKILL))
     elif command == "killed sparse":
         train_sparse(Path(path), kill_at(2, 3, signal.SIGKILL))
+    elif command.startswith("killed "):
+        train_gradual(command.removeprefix("killed "), Path(path), kill_at(2, 3, signal.SIGKILL))
     elif command == "together":
         _together(Path(path))

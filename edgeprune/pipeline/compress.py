@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgeprune import rundir
 from edgeprune.config import RunConfig, load_config
 from edgeprune.errors import ConfigError
-from edgeprune.pipeline import stages
+from edgeprune.pipeline import stages, zeroing
 from edgeprune.pipeline.events import Event, Listener, ignore
 from edgeprune.pipeline.generalisation import generalisation, train_metrics
 from edgeprune.pipeline.looping import loop
@@ -113,13 +113,19 @@ def _opening(prepared: Prepared, folder: Path) -> Json:
 
 def _stages(session: Session) -> Json:
     config = session.prepared.config
-    looped, solved, recalibrated = None, None, None
+    looped, zeroed, solved, recalibrated = None, None, None, None
     if config.loop.active:
         dense = stages.baseline(session)
         _check_metric(session, dense)
         looped = loop(session, dense)
         planned = stages.plan(session, {looped.plan: looped.last.outputs[looped.plan]})
         applied = stages.apply(session, planned)
+    elif config.gradual.of_units:  # a training: what can be checked before it is
+        dense = stages.baseline(session)
+        _check_metric(session, dense)
+        zeroed = zeroing.train(session)
+        planned = stages.plan(session, trained=zeroed)
+        applied = stages.apply(session, planned, zeroed)  # the cut leaves nothing to make up for
     else:
         planned = stages.plan(session)
         dense = stages.baseline(session)
@@ -138,6 +144,7 @@ def _stages(session: Session) -> Json:
     trained = train_metrics(session, final)
     records = {
         "dense": dense,
+        "zeroed": zeroed,
         "pruned": applied,
         "reconstructed": solved,
         "recalibrated": recalibrated,
@@ -214,7 +221,8 @@ def _gather(
         },
         "groups": planned.facts["groups"],
         "blocks": planned.facts.get("blocks", []),
-        "sparsity": _sparsity(session, records["sparse"], artifacts),
+        "sparsity": _sparsity(session, records["sparse"], final, artifacts),
+        "gradual": _gradual(records["zeroed"], applied, final),
         "metrics": {
             name: record.facts["metrics"] if record else None
             for name, record in records.items()
@@ -247,14 +255,30 @@ def _sensitivity(config: RunConfig) -> Json | None:
 
 
 def _sparsity(
-    session: Session, sparse: StageRecord | None, artifacts: list[tuple[StageRecord, StageRecord | None]]
+    session: Session,
+    sparse: StageRecord | None,
+    final: StageRecord | None,
+    artifacts: list[tuple[StageRecord, StageRecord | None]],
 ) -> Json | None:
     """Return what was zeroed and what that does to the files; None where no single weight was pruned."""
-    if sparse is None:
+    facts = sparse.facts if sparse is not None else final.facts.get("sparsity") if final is not None else None
+    if facts is None:
         return None
     names = ("method", "layers", "weights", "zeros", "params")
     paths = [session.path(exported.facts["artifact"]["path"]) for exported, _ in artifacts]
-    return {name: sparse.facts[name] for name in names} | {"files": file_rows(paths)}
+    return {name: facts[name] for name in names} | {"files": file_rows(paths)}
+
+
+def _gradual(zeroed: StageRecord | None, applied: StageRecord | None, final: StageRecord | None) -> Json | None:
+    """Return how pruning went on during a training; None where all was pruned at once.
+
+    Where units went, `history` is that of the training before the cut, and `cut` what the cut changed.
+    """
+    if zeroed is not None and applied is not None:
+        history = {name: zeroed.facts[name] for name in ("history", "best_epoch")}
+        found: Json = zeroed.facts["gradual"] | history | {"cut": applied.facts["cut"]}
+        return found
+    return final.facts.get("gradual") if final is not None else None
 
 
 def _reconstruction(record: StageRecord | None) -> Json | None:

@@ -89,24 +89,28 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     return read_weights(str(path))
 
 
-def save_masks(folder: Path, masks: Masks | None) -> list[str]:
+def save_masks(folder: Path, masks: Masks | None, name: str = rundir.MASKS) -> list[str]:
     """Write the masks of a folder's network and return the names; without masks, remove those of an earlier one."""
     if masks is None:
-        (folder / rundir.MASKS).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
         return []
-    save_state(folder / rundir.MASKS, masks.kept)
-    return [rundir.MASKS]
+    save_state(folder / name, masks.kept)
+    return [name]
 
 
-def load_masks(folder: Path) -> Masks | None:
+def load_masks(folder: Path, weights: str = rundir.FINETUNED) -> Masks | None:
     """Return the masks of a folder's network, None where no single weight was pruned.
+
+    Args:
+        weights: The file of its weights; those that fine-tuning has pruned have masks of their own.
 
     Raises:
         ResolveError: The file cannot be read.
     """
     from edgeprune.pruning import Masks
 
-    path = folder / rundir.MASKS
+    own = folder / rundir.FINETUNED_MASKS
+    path = own if weights == rundir.FINETUNED and own.is_file() else folder / rundir.MASKS
     return Masks(kept=load_state(path)) if path.is_file() else None
 
 
@@ -143,6 +147,7 @@ def write_network(
     folder.mkdir(parents=True, exist_ok=True)
     rundir.remove_temporary(folder)
     save_masks(folder, None)  # those of an earlier network
+    save_masks(folder, None, rundir.FINETUNED_MASKS)
     plan.save(folder / rundir.PLAN)
     save_state(folder / WEIGHTS, model.state_dict())
     reference: Json = {
@@ -251,7 +256,7 @@ def _open(folder: Path, reference: Json, weights: Path) -> Loaded:
         dense=dense,
         plan=plan,
         seed=reference["seed"],
-        masks=load_masks(folder),
+        masks=load_masks(folder, weights.name),
         rules=rules,
     )
 

@@ -87,6 +87,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         workload = load_workload(config.workload)
     check_functions(config, workload)
     check_loop(config, process_count(), workload.evaluate is not None, workload.source)
+    check_gradual(config, workload)
     with seeded(config.seed, "model"):
         model = build_model(workload, config.weights, config.trust_pickle)
     with seeded(config.seed, "inputs"):
@@ -241,17 +242,45 @@ def check_loop(config: RunConfig, processes: int, has_metric: bool, source: str)
         raise ConfigError("the loop runs in one process", fix="leave torchrun out, or -s loop.steps=1")
 
 
+def check_gradual(config: RunConfig, workload: Workload) -> None:
+    """Check that there is a training, if pruning is to happen in one.
+
+    Raises:
+        ConfigError: There is no data, or no epoch.
+    """
+    method = config.gradual.method
+    if method is None:
+        return
+    for key, clashes in (("loop.steps", config.loop.active), ("prune.strategy", config.prune.strategy != "at_once")):
+        if clashes:
+            raise ConfigError(
+                f"gradual.method = '{method}' and {key} exclude each other", fix="leave one of the two out"
+            )
+    if training_source(workload)[0] is None:
+        raise ConfigError(
+            f"gradual.method = '{method}' prunes during training, and {workload.source} has no data",
+            where=workload.source,
+            fix="add  def train_data(): ...  and  def train_step(model, batch): ...",
+        )
+    if (config.gradual.epochs or config.finetune.epochs) == 0:
+        raise ConfigError(
+            f"gradual.method = '{method}' prunes during training, and there is no epoch", fix="-s finetune.epochs=3"
+        )
+
+
 def default_output(prepared: Prepared) -> Path:
     """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget.
 
-    Depth 0.25 adds `-d25`, a loop of four steps `-loop4`, and weight pruning its method with what it was given, such as
-    `-lamp80` or `-2of4`.
+    Depth 0.25 adds `-d25`, a loop of four steps `-loop4`, weight pruning its method with what it was given, such as
+    `-lamp80` or `-2of4`, and pruning during training its method.
     """
     prune = prepared.config.prune
     what = f"macs{prune.max_macs}" if prune.max_macs is not None else f"r{round(prune.ratio * 100)}"
     deep = f"-d{round(prune.depth * 100)}" if prune.depth > 0 else ""
     loop = f"-loop{prepared.config.loop.steps}" if prepared.config.loop.active else ""
-    return Path("runs") / f"{prepared.name}-{what}{deep}{loop}{_sparse_name(prepared.config.sparsify)}"
+    method = prepared.config.gradual.method
+    gradual = f"-{method}" if method is not None else ""
+    return Path("runs") / f"{prepared.name}-{what}{deep}{loop}{_sparse_name(prepared.config.sparsify)}{gradual}"
 
 
 def _sparse_name(config: SparsifyConfig) -> str:

@@ -33,9 +33,14 @@ def sparsified(model: nn.Module, config: SparsifyConfig) -> tuple[Masks, Json]:
 
     masks = make_masks(model, config)
     masks.apply_(model)
+    return masks, sparsity_facts(model, masks, str(config.method))
+
+
+def sparsity_facts(model: nn.Module, masks: Masks, method: str) -> Json:
+    """Return what a run records of the zeros of a network."""
     rows = masks.rows()
     facts: Json = {
-        "method": config.method,
+        "method": method,
         "layers": rows,
         "weights": masks.weights,
         "zeros": masks.zeros,
@@ -47,7 +52,7 @@ def sparsified(model: nn.Module, config: SparsifyConfig) -> tuple[Masks, Json]:
         text = f"all weights of {', '.join(empty[:3])}{', ...' * (len(empty) > 3)} are zero: nothing passes there"
         fix = "-s sparsify.method=lamp leaves every layer some, or name the layer in sparsify.keep"
         notices.append(Notice(code="empty-layer", text=text, fix=fix).as_dict())
-    return masks, facts | {"notices": notices}
+    return facts | {"notices": notices}
 
 
 def lost_zeros(path: Path, masks: Masks | None) -> tuple[Notice, ...]:

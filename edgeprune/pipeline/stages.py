@@ -19,6 +19,7 @@ from edgeprune.pipeline import distributed, planning
 from edgeprune.pipeline.digests import seeded, sensitivity_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import load_masks, load_state, save_masks, save_state
+from edgeprune.pipeline.gradual import cost_of_cut, gradual_settings, pruned_weights, recipe_of, with_weights
 from edgeprune.pipeline.measuring import bench_progress
 from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
 from edgeprune.pipeline.prepare import Prepared
@@ -100,11 +101,14 @@ def run_stage(session: Session, key: StageKey, work: Work, *, subject: str | Non
     return record
 
 
-def plan(session: Session, ready: dict[str, str] | None = None) -> StageRecord:
+def plan(
+    session: Session, ready: dict[str, str] | None = None, trained: StageRecord | None = None
+) -> StageRecord:
     """Choose the blocks to remove, score the units of what is left and choose which to keep; writes `plan.json`.
 
     Args:
         ready: A file of the run that holds the plan already, with its digest.
+        trained: The training that zeroed the units of the dense network, if there was one: those are the plan then.
     """
     prepared = session.prepared
     config = prepared.config.prune
@@ -112,11 +116,11 @@ def plan(session: Session, ready: dict[str, str] | None = None) -> StageRecord:
     settings.pop("prune.sensitivity")  # its content counts, wherever it lies
     settings |= {"prune.align": prepared.align, "seed": prepared.config.seed}
     settings |= planning.layerwise_settings(prepared.config)
-    key = StageKey(
-        stage="plan",
-        settings=settings,
-        inputs=prepared.digests | (sensitivity_digest(config) if ready is None else ready),
-    )
+    if trained is not None:
+        ready = {rundir.ZEROED: trained.outputs[rundir.ZEROED]}
+    inputs = prepared.digests | (sensitivity_digest(config) if ready is None else ready)
+    inputs |= trained.outputs if trained is not None else {}
+    key = StageKey(stage="plan", settings=settings, inputs=inputs)
 
     def work() -> tuple[tuple[str, ...], Json]:
         from edgeprune.graph.cost import count_macs, count_params
@@ -184,10 +188,15 @@ def baseline(session: Session) -> StageRecord | None:
     return run_stage(session, key, lambda: ((), {"metrics": evaluate(prepared.workload, prepared.model)}))
 
 
-def apply(session: Session, planned: StageRecord) -> StageRecord:
-    """Remove what the plan removes, verify it, and write `pruned.safetensors`."""
+def apply(session: Session, planned: StageRecord, trained: StageRecord | None = None) -> StageRecord:
+    """Remove what the plan removes, verify it, and write `pruned.safetensors`.
+
+    Args:
+        trained: The training that zeroed the units, if there was one: the network is cut that it wrote.
+    """
     prepared = session.prepared
-    inputs = prepared.digests | {rundir.PLAN: planned.outputs[rundir.PLAN]}
+    zeroed = trained.outputs if trained is not None else {}
+    inputs = prepared.digests | zeroed | {rundir.PLAN: planned.outputs[rundir.PLAN]}
     key = StageKey(stage="apply", settings={"seed": prepared.config.seed}, inputs=inputs)
 
     def work() -> tuple[tuple[str, ...], Json]:
@@ -197,7 +206,8 @@ def apply(session: Session, planned: StageRecord) -> StageRecord:
         from edgeprune.pruning import PrunePlan
 
         chosen, rules = PrunePlan.load(session.path(rundir.PLAN)), load_rules(prepared.config.prune.rules)
-        compacted = compact(prepared.model, chosen, prepared.inputs, rules=rules)
+        dense = prepared.model if trained is None else with_weights(prepared.model, session.path(rundir.TRAINED))
+        compacted = compact(dense, chosen, prepared.inputs, rules=rules)
         save_state(session.path(rundir.PRUNED), compacted.model.state_dict())
         facts = {
             "before": {"params": planned.facts["params"], "macs": planned.facts["macs"]},
@@ -206,9 +216,13 @@ def apply(session: Session, planned: StageRecord) -> StageRecord:
             "macs": count_macs(compacted.model, prepared.inputs),
             "metrics": evaluate(prepared.workload, compacted.model),
         }
+        if trained is not None:
+            facts |= cost_of_cut(dense, compacted.model, prepared.inputs)
         return (rundir.PRUNED,), facts
 
-    return run_stage(session, key, work, subject=rundir.PRUNED)
+    record = run_stage(session, key, work, subject=rundir.PRUNED)
+    session.notices_of("apply", record)
+    return record
 
 
 def network(session: Session, weights: str) -> nn.Module:
@@ -295,7 +309,7 @@ def sparsify(session: Session, source: StageRecord) -> StageRecord | None:
     """
     prepared = session.prepared
     config, count = prepared.config.sparsify, prepared.config.finetune.recalibrate_batches
-    if config.method is None:
+    if config.method is None or prepared.config.gradual.of_weights:
         save_masks(session.run.path, None)
         return None
     start = weights_of(source)
@@ -324,7 +338,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
         source: The stage that wrote the weights to start from: `sparsify`, `recalibrate` or `apply`.
     """
     prepared = session.prepared
-    config = prepared.config.finetune
+    config, whole = prepared.config.finetune, prepared.config
     start = weights_of(source)
     trains = training_source(prepared.workload)[0] is not None and config.epochs > 0
     settings: Json = {"finetune.epochs": config.epochs}
@@ -333,6 +347,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
         settings = {f"finetune.{k}": v for k, v in config.model_dump(mode="json").items() if k not in ignored}
         settings["seed"] = prepared.config.seed
         settings |= {"loop": True} if prepared.config.loop.active else {}
+        settings |= gradual_settings(whole) if whole.gradual.of_weights else {}
     key = StageKey(stage="finetune", settings=settings, inputs=prepared.digests | source.outputs)
     checkpoint = session.path(f"{rundir.CHECKPOINT}{key.digest()[:12]}")
     told = tuning_notice(prepared.workload, config.epochs)
@@ -344,18 +359,23 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
         if not trains:
             rundir.write_atomic(session.path(rundir.FINETUNED), session.path(start).read_bytes())
             rundir.write_atomic(session.path(rundir.HISTORY), "[]\n")
+            save_masks(session.run.path, None, rundir.FINETUNED_MASKS)
             return outputs, {"metrics": None, "best_epoch": None, "history": []}
-        distributed.announce(session.run.path, start, config, checkpoint)
+        model = network(session, start)
+        recipe = recipe_of(whole, model, prepared.inputs, prepared.align) if whole.gradual.of_weights else None
+        distributed.announce(session.run.path, start, config, checkpoint, whole if recipe is not None else None)
         result = tuned(
             prepared.workload,
-            network(session, start),
+            model,
             prepared.model,
             config,
             checkpoint=checkpoint,
             seed=prepared.config.seed,
             listen=session.listen,
-            masks=load_masks(session.run.path),
+            masks=load_masks(session.run.path, start) if recipe is None else None,
+            recipe=recipe,
         )
+        pruned, gradual = pruned_weights(session.run.path, result, whole)
         history = history_rows(result)
         rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(finite(history), indent=1) + "\n")
         metrics, notices = evaluate(prepared.workload, result.model), result.notices
@@ -367,7 +387,8 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
             facts |= {"metrics": source.facts["metrics"], "best_epoch": None}
         else:
             save_state(session.path(rundir.FINETUNED), result.model.state_dict())
-        return outputs, facts | {"notices": [notice.as_dict() for notice in notices]}
+        told_of = [notice.as_dict() for notice in notices]
+        return (*outputs, *pruned), facts | gradual | {"notices": [*told_of, *gradual.get("notices", ())]}
 
     rundir.remove_checkpoints(session.run.path, checkpoint)
     if not trains or session.run.reusable(key) is not None:
@@ -431,7 +452,8 @@ def export(session: Session, role: str, form: str, final: StageRecord) -> StageR
 def _weights_and_plan(session: Session, final: StageRecord) -> dict[str, str]:
     planned = session.run.last("plan")
     digest = planned.facts["digest"] if planned is not None else ""
-    masks = {name: value for name, value in final.inputs.items() if name == rundir.MASKS}
+    found = final.inputs | final.outputs
+    masks = {name: value for name, value in found.items() if name in (rundir.MASKS, rundir.FINETUNED_MASKS)}
     return {"plan": digest, rundir.FINETUNED: final.outputs[rundir.FINETUNED]} | masks
 
 

@@ -17,6 +17,7 @@ from edgeprune.pipeline import distributed, folders, planning
 from edgeprune.pipeline.digests import code_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
+from edgeprune.pipeline.gradual import gradual_settings, pruned_weights, recipe_of
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
 from edgeprune.pipeline.prepare import check_format_packages, check_functions, check_settings
@@ -102,6 +103,11 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
 
     check_settings(config)
     check_name(config.prune.criterion)
+    if config.gradual.of_units:
+        raise ConfigError(
+            f"gradual.method = '{config.gradual.method}' prunes during training, and prune does not train",
+            fix="edgeprune compress, or ep.Gradual in a training loop of your own",
+        )
     workload = load_workload(config.workload)
     check_functions(config, workload)
     folder = Path(config.output or "pruned")
@@ -130,7 +136,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     listen(Event(stage="plan", state="done", facts=told, seconds=None))
     compacted = compact(model, planned.plan, inputs, planned.graph)
     masks, sparse = None, None
-    if config.sparsify.method is not None:
+    if config.sparsify.method is not None and not config.gradual.of_weights:  # else they go in fine-tuning
         masks, sparse = sparsified(compacted.model, config.sparsify)
         for found in sparse["notices"]:
             listen(Event(stage="sparsify", state="notice", notice=Notice(**found)))
@@ -164,6 +170,7 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
         ResolveError: There is no pruned network, or the output holds something else.
         TrainingError: The loss or the weights are not finite.
     """
+    _check_gradual(config)
     folder = _finetune_folder(Path(source), config.output)
     with rundir.locked(folder):
         loaded = folders.open_pruned(folder, folders.WEIGHTS)
@@ -179,10 +186,11 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
         if start is None:
             start = _recalibrate(folder, loaded, config.finetune, metrics, listen)
         loaded = folders.open_pruned(folder, start)
-        checkpoint = folder / f"{rundir.CHECKPOINT}{_finetune_key(loaded, config.finetune)}"
+        recipe = recipe_of(config, loaded.model, loaded.inputs, 1) if config.gradual.of_weights else None
+        checkpoint = folder / f"{rundir.CHECKPOINT}{_finetune_key(loaded, config)}"
         rundir.remove_checkpoints(folder, checkpoint)
         listen(Event(stage="finetune", state="begin"))
-        distributed.announce(folder, start, config.finetune, checkpoint)
+        distributed.announce(folder, start, config.finetune, checkpoint, config if recipe is not None else None)
         with seeded(loaded.seed, "finetune"):
             result = tuned(
                 loaded.workload,
@@ -192,16 +200,35 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
                 checkpoint=checkpoint,
                 seed=loaded.seed,
                 listen=listen,
-                masks=loaded.masks,
+                masks=loaded.masks if recipe is None else None,
+                recipe=recipe,
             )
         for told in result.notices:
             listen(Event(stage="finetune", state="notice", notice=told))
         history = history_rows(result)
         folders.save_state(folder / rundir.FINETUNED, result.model.state_dict())
+        _, gradual = pruned_weights(folder, result, config)
+        for found in gradual.get("notices", ()):
+            listen(Event(stage="finetune", state="notice", notice=Notice(**found)))
         rundir.write_atomic(folder / rundir.HISTORY, json.dumps(finite(history), indent=1) + "\n")
         rundir.remove_checkpoints(folder)
         metrics["finetuned"] = evaluate(loaded.workload, result.model)
-    return {"folder": str(folder), "metrics": metrics, "history": history, "best_epoch": result.best_epoch}
+    done = {"folder": str(folder), "metrics": metrics, "history": history, "best_epoch": result.best_epoch}
+    return done | {name: gradual.get(name) for name in ("sparsity", "gradual")}
+
+
+def _check_gradual(config: RunConfig) -> None:
+    """Check that nothing but single weights is to go in fine-tuning."""
+    if config.gradual.of_units:
+        raise ConfigError(
+            f"gradual.method = '{config.gradual.method}' prunes the dense network, and this one is cut already",
+            fix="edgeprune compress, or ep.Gradual in a training loop of your own",
+        )
+    if config.gradual.of_weights and config.finetune.epochs == 0:
+        raise ConfigError(
+            f"gradual.method = '{config.gradual.method}' prunes during training, and there is no epoch",
+            fix="-s finetune.epochs=3",
+        )
 
 
 def _reconstruct(
@@ -238,8 +265,10 @@ def _recalibrate(folder: Path, loaded: Loaded, config: FinetuneConfig, metrics: 
     return rundir.RECALIBRATED
 
 
-def _finetune_key(loaded: Loaded, config: FinetuneConfig) -> str:
-    settings = {key: value for key, value in config.model_dump(mode="json").items() if key != "checkpoint_every_s"}
+def _finetune_key(loaded: Loaded, config: RunConfig) -> str:
+    found = config.finetune.model_dump(mode="json").items()
+    settings = {key: value for key, value in found if key != "checkpoint_every_s"}
+    settings |= gradual_settings(config) if config.gradual.of_weights else {}
     inputs = {
         "workload code": code_digest(loaded.workload, loaded.dense),
         "weights": state_digest(loaded.model.state_dict()),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from edgeprune.dynamic import Recipe
     from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.reconstruct import Reconstructed
@@ -174,13 +175,16 @@ def tuned(
     seed: int,
     listen: Listener,
     masks: Masks | None = None,
+    recipe: Recipe | None = None,
+    stage: str = "finetune",
 ) -> FinetuneResult:
-    """Fine-tune a network, going on from the checkpoint where there is one.
+    """Train a network, going on from the checkpoint where there is one.
 
     Args:
         dense: The teacher, where the network is distilled.
-        listen: Gets `progress` events of the stage `finetune`.
+        listen: Gets `progress` events of the stage.
         masks: Single weights that stay zero.
+        recipe: How the network is pruned meanwhile.
 
     Raises:
         TrainingError: The loss or the weights are not finite.
@@ -193,7 +197,7 @@ def tuned(
     def progress(value: Progress) -> None:
         total = None if value.steps is None else float(value.steps * value.epochs)
         done = float(value.step + (value.epoch - 1) * (value.steps or 0))
-        listen(Event(stage="finetune", state="progress", facts=asdict(value), done=done, total=total))
+        listen(Event(stage=stage, state="progress", facts=asdict(value), done=done, total=total))
 
     def metrics(candidate: nn.Module) -> dict[str, float]:
         return evaluate(workload, candidate) or {}
@@ -209,6 +213,7 @@ def tuned(
         on_progress=progress,
         seed=seed,
         masks=masks,
+        recipe=recipe,
     )
 
 

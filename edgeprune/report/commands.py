@@ -76,6 +76,8 @@ def prune_text(done: Json) -> str:
 def finetune_text(done: Json) -> str:
     """Return what `finetune` ends with."""
     lines = [f" {name:<12} {metrics_text(values)}" for name, values in done["metrics"].items() if values]
+    if done.get("sparsity"):
+        lines.append(f" {zeros_text(done['sparsity'])}: a smaller compressed file, no faster dense runtime")
     epochs = len(done["history"])
     lines.append(f" wrote {Path(done['folder']) / 'finetuned.safetensors'} after {epochs} epoch{'s' * (epochs != 1)}")
     lines.append(f" next: edgeprune export {done['folder']} -o {Path(done['folder']) / 'model.onnx'}")

@@ -99,6 +99,15 @@ class Sparsity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gradual:
+    """Pruning during training: what happened in words, and the plots of it."""
+
+    note: str
+    steps: Panel
+    training: Panel | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Everything the report shows of one run."""
 
@@ -118,6 +127,7 @@ class Run:
     sparsity: Sparsity | None
     stages: Table
     splits: Table
+    gradual: Gradual | None
     training: Panel
     samples: Panel
     cold: Table

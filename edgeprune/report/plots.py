@@ -261,6 +261,34 @@ def training(name: str, history: Sequence[Json], metrics: Json, best_epoch: int 
     return Panel(figures=figures, legend=tuple(legend), note=note)
 
 
+def pruning(name: str, gradual: Json | None, run: int = 0) -> Panel:
+    """Plot the share of units or weights that is zero over the steps of a training; nothing where all went at once."""
+    rows = (gradual or {}).get("trail") or []
+    if not rows:
+        return Panel(figures=(), legend=())
+    what = str((gradual or {})["what"])
+    color, shape = run_mark(run)
+    trace = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [row["step"] for row in rows],
+        "y": [row["zeros"] for row in rows],
+        "line": {"color": color, "width": 1.6, "shape": "hv"},
+        "marker": {"symbol": shape, "size": 7, "color": color, "maxdisplayed": 16},
+        "hovertemplate": "after step %{x}: %{y:.1%} zero<extra></extra>",
+        "cliponaxis": False,
+    }
+    y = axis("", tickformat=".0%", range=[0, 1.05 * max(row["zeros"] for row in rows) or 1])
+    figure = Figure(
+        name=f"{name}-steps",
+        title=f"share of {what} that is zero",
+        height_px=230,
+        data=[trace],
+        layout=layout(axis("step", rangemode="tozero"), y, 230),
+    )
+    return Panel(figures=(figure,), legend=())
+
+
 def _curves(
     name: str,
     plot: tuple[str, list[str], list[str]],

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from edgeprune.report import plots, tables
 from edgeprune.report import quantities as q
 from edgeprune.report.lanes import latency_samples
-from edgeprune.report.page import Bar, KeyFigure, Page, Run, Section, Sparsity
+from edgeprune.report.page import Bar, Gradual, KeyFigure, Page, Run, Section, Sparsity
 from edgeprune.report.rows import Place, Row, metric_names, place_of, rows_of
 from edgeprune.report.search import layerwise_section, loop_section, sensitivity_section
-from edgeprune.report.stages import output_lines, zeros_text
+from edgeprune.report.stages import output_lines, trail_text, zeros_text
 from edgeprune.values import Json, lower_is_better
 
 NOT_RECORDED = "not recorded"
@@ -56,6 +56,7 @@ def _run(index: int, result: Json, several: bool) -> Run:
         bars=_bars(groups),
         bars_note=_bars_note(groups) + _blocks_note(result.get("blocks") or []) + _output_note(result),
         sparsity=_sparsity(result),
+        gradual=_gradual(f"{name}-gradual", result, index),
         stages=tables.stages(metrics),
         splits=tables.splits(result.get("generalisation")),
         training=plots.training(
@@ -227,6 +228,31 @@ def _sparsity(result: Json) -> Sparsity | None:
         "(deflate here). A dense runtime multiplies by them all the same and is not faster."
     )
     return Sparsity(note=text, files=tables.sparse_files(found), layers=tables.sparse_layers(found))
+
+
+_METHODS = {
+    "channels": "the channels with the lowest scores went by and by, and were held at zero",
+    "soft": "the filters with the lowest scores were zeroed again and again and could come back, until the last time",
+    "regularise": "the channels with the lowest scores shrank step by step until they were zero",
+    "slim": "the scales of normalisations were made sparse, and decided at the end",
+    "weights": "the smallest weights went by and by, and were held at zero",
+    "rigl": "weights were dropped where they were smallest and grew where the gradient was largest",
+}
+
+
+def _gradual(name: str, result: Json, index: int) -> Gradual | None:
+    found = result.get("gradual")
+    if not found:
+        return None
+    note = f"{_METHODS[found['method']]}: {trail_text(found)}."
+    training = None
+    if found["what"] == "units":
+        dense = (result.get("metrics") or {}).get("dense") or {}
+        training = plots.training(name, found["history"], {"pruned": dense}, found["best_epoch"], index)
+        worst = found["cut"]["max_rel"]
+        note += f" The cut changed the outputs of the trained network by {worst:.0e}, relative to the largest."
+    steps = plots.pruning(name, found, index)
+    return Gradual(note=f"{note[0].upper()}{note[1:]}", steps=steps, training=training)
 
 
 def _output_note(result: Json) -> str:

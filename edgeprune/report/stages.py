@@ -90,6 +90,22 @@ def _describe_finetune(facts: Json) -> str:
     return "  ".join(parts)
 
 
+def _describe_train(facts: Json) -> str:
+    return f"{_describe_finetune(facts)}  {trail_text(facts['gradual'])}"
+
+
+def trail_text(gradual: Json) -> str:
+    """Return how far pruning came in a training, and after which step.
+
+    Args:
+        gradual: `what` and `trail` of it.
+    """
+    rows = gradual["trail"]
+    if not rows:
+        return "nothing zeroed"
+    return f"{q.share(rows[-1]['zeros'])} of the {gradual['what']} zero after step {rows[-1]['step']}"
+
+
 def _describe_export(facts: Json) -> str:
     artifact = facts["artifact"]
     return (
@@ -151,6 +167,7 @@ def _difference(checks: list[Json]) -> str:
 
 
 _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
+    "train": _describe_train,
     "plan": _describe_plan,
     "baseline": _describe_metrics,
     "loop": _describe_loop,

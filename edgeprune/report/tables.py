@@ -127,6 +127,7 @@ def stages(metrics: Json) -> Table:
     """Return the metrics of the PyTorch network after each stage; stages that did not run are left out."""
     steps = {
         "dense": "Dense network",
+        "zeroed": "Dense network, trained while channels went",
         "pruned": "After pruning",
         "reconstructed": "After reconstruction",
         "recalibrated": "After BatchNorm recalibration",

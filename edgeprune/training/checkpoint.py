@@ -4,8 +4,8 @@ Owns the file's layout, the atomic write, and the question whether a file belong
 JSON only, so reading one runs no code. Random generators are not stored: `randomness` derives them from the seed and
 the position.
 
-Tensors: `model.NAME`, `best.NAME` (parameters and all buffers), `optimizer.INDEX.KEY`. The metadata key `training`
-is a JSON object with `identity` (what the training is, by name) and `position` (how far it is).
+Tensors: `model.NAME`, `best.NAME` (parameters and all buffers), `optimizer.INDEX.KEY`, `pruner.NAME`. The
+metadata key `training` is a JSON object with `identity` (what the training is, by name) and `position` (how far it is).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from edgeprune.config import FinetuneConfig
+from edgeprune.dynamic import Recipe
 from edgeprune.errors import ResolveError, StorageError
 from edgeprune.pruning.masks import Masks
 from edgeprune.training.records import Position
@@ -34,13 +35,17 @@ _IRRELEVANT = {"checkpoint_every_s", "recalibrate_batches"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a training needs to go on. `optimizer` maps a parameter's index to its state by name."""
+    """What a training needs to go on. `optimizer` maps a parameter's index to its state by name.
+
+    `pruner` is the state of what prunes meanwhile, empty where nothing does.
+    """
 
     identity: Json
     position: Position
     model: Tensors
     best: Tensors
     optimizer: dict[int, Tensors]
+    pruner: Tensors = field(default_factory=dict)
 
 
 def network_tensors(model: nn.Module) -> Tensors:
@@ -75,6 +80,7 @@ def identify(
     seed: int,
     processes: int,
     masks: Masks | None,
+    recipe: Recipe | None = None,
 ) -> Json:
     """Return what a training is; a checkpoint whose identity differs in anything belongs to another one."""
     settings = config.model_dump(mode="json", exclude=_IRRELEVANT)
@@ -86,6 +92,7 @@ def identify(
         "the initial weights": digest_network(model),
         "the teacher": digest_network(teacher) if teacher is not None else None,
         "the masks": masks.digest if masks is not None else None,
+        "the pruning": recipe.settings() if recipe is not None else None,
     }
 
 
@@ -101,6 +108,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors |= {f"best.{name}": tensor for name, tensor in checkpoint.best.items()}
     for index, state in checkpoint.optimizer.items():
         tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
+    tensors |= {f"pruner.{name}": tensor for name, tensor in checkpoint.pruner.items()}
     text = json.dumps({"identity": checkpoint.identity, "position": checkpoint.position.as_dict()})
     # a clone each: safetensors refuses tensors that share memory, and views of larger ones
     plain = {
@@ -162,6 +170,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         model=_part(tensors, "model."),
         best=_part(tensors, "best."),
         optimizer=optimizer,
+        pruner=_part(tensors, "pruner."),
     )
 
 

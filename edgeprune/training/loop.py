@@ -1,8 +1,8 @@
 """Fine-tuning: the user's step over the user's data, in one process or several, from any point at which it stopped.
 
 Owns the order of things inside a training: which batch, which random stream, which learning rate, when to validate,
-what is best, when to write. Losses come from the user's step and `distill`, files from `checkpoint`. It knows nothing
-of pruning but that some weights may be held at zero.
+what is best, when to write. Losses come from the user's step and `distill`, files from `checkpoint`. It knows of
+pruning that some weights may be held at zero, and that a pruner may have its say after every step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from edgeprune.config import FinetuneConfig
+from edgeprune.dynamic import Pruner, Recipe
 from edgeprune.errors import ConfigError, ModelError, TrainingError
 from edgeprune.pruning.masks import Masks
 from edgeprune.training.batches import model_inputs, share, to_device
@@ -60,6 +61,7 @@ def finetune(
     on_progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
     masks: Masks | None = None,
+    recipe: Recipe | None = None,
 ) -> FinetuneResult:
     """Train a copy of a network and return its best epoch.
 
@@ -76,6 +78,7 @@ def finetune(
         on_progress: Called after every step by the first process.
         seed: Decides every random number of the training.
         masks: Single weights that are 0.0 from the beginning and after every step.
+        recipe: How the network is pruned meanwhile. Epochs before the target is reached do not count as the best.
 
     Returns:
         The network of the epoch with the best `config.metric` (default: the first metric that `evaluate` returns;
@@ -98,12 +101,15 @@ def finetune(
         StorageError: The checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C; the checkpoint has been written.
     """
-    _check_arguments(step, config, evaluate, teacher)
+    _check_arguments(step, config, evaluate, teacher, masks, recipe)
     if config.epochs == 0:
         result = copy.deepcopy(model)
         if masks is not None:
             masks.apply_(result)
-        return FinetuneResult(model=result, history=(), best_epoch=0)
+        pruner = recipe.make(result, lambda: 1) if recipe is not None else None
+        if pruner is not None:
+            pruner.settle_()
+        return FinetuneResult(model=result, history=(), best_epoch=0, pruner=pruner)
     job = Job(
         model=model,
         step=step,
@@ -115,6 +121,7 @@ def finetune(
         on_progress=on_progress,
         seed=seed,
         masks=masks,
+        recipe=recipe,
     )
     with preserved():
         training = _Training(job, Processes())
@@ -123,12 +130,21 @@ def finetune(
     load_network_(result, training.best)
     position = training.position
     return FinetuneResult(
-        model=result, history=position.history, best_epoch=position.best_epoch, notices=training.notices
+        model=result,
+        history=position.history,
+        best_epoch=position.best_epoch,
+        notices=training.notices,
+        pruner=training.pruner,
     )
 
 
 def _check_arguments(
-    step: Step | None, config: FinetuneConfig, evaluate: Evaluate | None, teacher: nn.Module | None
+    step: Step | None,
+    config: FinetuneConfig,
+    evaluate: Evaluate | None,
+    teacher: nn.Module | None,
+    masks: Masks | None,
+    recipe: Recipe | None,
 ) -> None:
     if step is None and teacher is None:
         raise ConfigError("fine-tuning needs a train_step or a teacher", fix="add  def train_step(model, batch): ...")
@@ -136,6 +152,8 @@ def _check_arguments(
         raise ConfigError(
             f"finetune.distill is {config.distill} and there is no teacher", fix="pass teacher=, or set distill to 0"
         )
+    if masks is not None and recipe is not None:
+        raise ConfigError("weights are held by masks and pruned by a recipe", fix="pass masks= or recipe=")
     if config.metric is not None and evaluate is None:
         raise ConfigError(
             f"finetune.metric is '{config.metric}' and there is no evaluate()",
@@ -157,6 +175,7 @@ class Job:
     on_progress: Callable[[Progress], None] | None
     seed: int
     masks: Masks | None
+    recipe: Recipe | None
 
 
 class _Training:
@@ -174,6 +193,7 @@ class _Training:
             seed=job.seed,
             processes=processes.count,
             masks=job.masks,
+            recipe=job.recipe,
         )
         found, told = None, None
         if job.checkpoint is not None and processes.first:
@@ -192,6 +212,11 @@ class _Training:
             load_optimizer_(self.optimizer, found.optimizer)
         if job.masks is not None:
             job.masks.hold(self.network, self.optimizer)
+        self.pruner: Pruner | None = None
+        if job.recipe is not None:
+            self.pruner = job.recipe.make(self.network, self._total_steps)
+            if found is not None:
+                self.pruner.load_state_(found.pruner)
         self.teacher: nn.Module | None = None
         if job.teacher is not None and (job.step is None or job.config.distill > 0):
             self.teacher = copy.deepcopy(job.teacher).eval().requires_grad_(False).to(processes.device)
@@ -205,10 +230,22 @@ class _Training:
                 with HeldInterrupt() as held:
                     self._train_epoch(held)
                 self._finish_epoch()
+            if self.pruner is not None and not self.pruner.settled:
+                self.pruner.settle_()
+                self._keep_best()
         except KeyboardInterrupt:
             if not self.torn:
                 self._write()
             raise
+
+    def _total_steps(self) -> int:
+        """Return the steps of the training, if all epochs are as long as the first; its data is counted if need be."""
+        data = EpochData(self.job.data, self.job.seed, 0)
+        batches = data.length if data.length is not None else sum(1 for _ in data)
+        return math.ceil(batches / self.processes.count) * self.job.config.epochs
+
+    def _keep_best(self) -> None:
+        self.best = {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
 
     def _train_epoch(self, held: HeldInterrupt) -> None:
         job, processes = self.job, self.processes
@@ -255,6 +292,8 @@ class _Training:
         if not math.isfinite(norm):
             raise self._diverged(f"the gradient's norm became {norm}", lr)
         self.optimizer.step()
+        if self.pruner is not None:
+            self.pruner.step()
         self.processes.average_statistics_(self.network)
         return values, lr
 
@@ -285,7 +324,9 @@ class _Training:
             record = self.position.record(validation, time.monotonic() - began_s)
             value = better(record, self.job.config.metric, self.position.best_value)
             if value is not None:
-                self.best = {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
+                self._keep_best()
+            if self.pruner is not None and not self.pruner.settled:
+                value = math.nan  # whatever comes next is better: this network is not pruned as far as it was asked for
             self.position = self.position.after_epoch(record, value)
             self._write()
 
@@ -328,6 +369,7 @@ class _Training:
                 model=self._tensors(),
                 best=self.best,
                 optimizer=optimizer_tensors(self.optimizer),
+                pruner=self.pruner.state() if self.pruner is not None else {},
             ),
         )
         self.written_s = time.monotonic()

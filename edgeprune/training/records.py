@@ -12,6 +12,8 @@ from edgeprune.values import Json, Notice, lower_is_better
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.dynamic import Pruner
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -42,12 +44,16 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneResult:
-    """The best network of a training, its epochs, and which of them was best (0: there was no epoch)."""
+    """The best network of a training, its epochs, and which of them was best (0: there was no epoch).
+
+    `pruner` is what pruned it meanwhile; it has reached its target.
+    """
 
     model: nn.Module
     history: tuple[EpochRecord, ...]
     best_epoch: int
     notices: tuple[Notice, ...] = ()
+    pruner: Pruner | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
