@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.graph.flow import UserRules
+    from edgeprune.training import FinetuneResult
 
 Work = Callable[[], tuple[tuple[str, ...], Json]]
 
@@ -101,9 +102,7 @@ def run_stage(session: Session, key: StageKey, work: Work, *, subject: str | Non
     return record
 
 
-def plan(
-    session: Session, ready: dict[str, str] | None = None, trained: StageRecord | None = None
-) -> StageRecord:
+def plan(session: Session, ready: dict[str, str] | None = None, trained: StageRecord | None = None) -> StageRecord:
     """Choose the blocks to remove, score the units of what is left and choose which to keep; writes `plan.json`.
 
     Args:
@@ -355,12 +354,8 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
         session.notice("finetune", told)
 
     def work() -> tuple[tuple[str, ...], Json]:
-        outputs = (rundir.FINETUNED, rundir.HISTORY)
         if not trains:
-            rundir.write_atomic(session.path(rundir.FINETUNED), session.path(start).read_bytes())
-            rundir.write_atomic(session.path(rundir.HISTORY), "[]\n")
-            save_masks(session.run.path, None, rundir.FINETUNED_MASKS)
-            return outputs, {"metrics": None, "best_epoch": None, "history": []}
+            return _untrained(session, start)
         model = network(session, start)
         recipe = recipe_of(whole, model, prepared.inputs, prepared.align) if whole.gradual.of_weights else None
         distributed.announce(session.run.path, start, config, checkpoint, whole if recipe is not None else None)
@@ -375,20 +370,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
             masks=load_masks(session.run.path, start) if recipe is None else None,
             recipe=recipe,
         )
-        pruned, gradual = pruned_weights(session.run.path, result, whole)
-        history = history_rows(result)
-        rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(finite(history), indent=1) + "\n")
-        metrics, notices = evaluate(prepared.workload, result.model), result.notices
-        facts: Json = {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
-        if prepared.config.loop.active and _worse(config.metric, source.facts["metrics"], metrics):
-            rundir.write_atomic(session.path(rundir.FINETUNED), session.path(start).read_bytes())
-            text = f"training after the loop made the metric worse ({metrics_text(metrics)}): it was undone"
-            notices = (*notices, Notice(code="undone", text=text, fix="-s finetune.lr=... smaller"))
-            facts |= {"metrics": source.facts["metrics"], "best_epoch": None}
-        else:
-            save_state(session.path(rundir.FINETUNED), result.model.state_dict())
-        told_of = [notice.as_dict() for notice in notices]
-        return (*outputs, *pruned), facts | gradual | {"notices": [*told_of, *gradual.get("notices", ())]}
+        return _trained(session, source, result)
 
     rundir.remove_checkpoints(session.run.path, checkpoint)
     if not trains or session.run.reusable(key) is not None:
@@ -397,6 +379,33 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
     rundir.remove_checkpoints(session.run.path)
     session.notices_of("finetune", record)
     return record
+
+
+def _untrained(session: Session, start: str) -> tuple[tuple[str, ...], Json]:
+    """Take over the weights as they are."""
+    rundir.write_atomic(session.path(rundir.FINETUNED), session.path(start).read_bytes())
+    rundir.write_atomic(session.path(rundir.HISTORY), "[]\n")
+    save_masks(session.run.path, None, rundir.FINETUNED_MASKS)
+    return (rundir.FINETUNED, rundir.HISTORY), {"metrics": None, "best_epoch": None, "history": []}
+
+
+def _trained(session: Session, source: StageRecord, result: FinetuneResult) -> tuple[tuple[str, ...], Json]:
+    """Write what a training gave; behind a loop that kept to a floor, one that lowers the metric is undone."""
+    config = session.prepared.config
+    pruned, gradual = pruned_weights(session.run.path, result, config)
+    history = history_rows(result)
+    rundir.write_atomic(session.path(rundir.HISTORY), json.dumps(finite(history), indent=1) + "\n")
+    metrics, notices = evaluate(session.prepared.workload, result.model), result.notices
+    facts: Json = {"metrics": metrics, "best_epoch": result.best_epoch, "history": history}
+    if config.loop.active and _worse(config.finetune.metric, source.facts["metrics"], metrics):
+        rundir.write_atomic(session.path(rundir.FINETUNED), session.path(weights_of(source)).read_bytes())
+        text = f"training after the loop made the metric worse ({metrics_text(metrics)}): it was undone"
+        notices = (*notices, Notice(code="undone", text=text, fix="-s finetune.lr=... smaller"))
+        facts |= {"metrics": source.facts["metrics"], "best_epoch": None}
+    else:
+        save_state(session.path(rundir.FINETUNED), result.model.state_dict())
+    told = [*(notice.as_dict() for notice in notices), *gradual.get("notices", ())]
+    return (rundir.FINETUNED, rundir.HISTORY, *pruned), facts | gradual | {"notices": told}
 
 
 def _worse(metric: str | None, before: Json | None, after: Json | None) -> bool:

@@ -85,6 +85,14 @@ def inspect_artifact(path: Path) -> Json:
     return {"artifact": open_artifact(path).as_dict()}
 
 
+def _check_at_once(config: RunConfig) -> None:
+    if config.gradual.of_units:
+        raise ConfigError(
+            f"gradual.method = '{config.gradual.method}' prunes during training, and prune does not train",
+            fix="edgeprune compress, or ep.Gradual in a training loop of your own",
+        )
+
+
 def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json:
     """Prune a network without training it, into the folder `config.output`.
 
@@ -103,11 +111,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
 
     check_settings(config)
     check_name(config.prune.criterion)
-    if config.gradual.of_units:
-        raise ConfigError(
-            f"gradual.method = '{config.gradual.method}' prunes during training, and prune does not train",
-            fix="edgeprune compress, or ep.Gradual in a training loop of your own",
-        )
+    _check_at_once(config)
     workload = load_workload(config.workload)
     check_functions(config, workload)
     folder = Path(config.output or "pruned")
