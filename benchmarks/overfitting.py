@@ -25,8 +25,9 @@ from scipy import stats
 from torch import nn
 
 import edgeprune as ep
-from benchmarks.workloads.fashion_mnist import read_split, training_split
+from edgeprune.workload import import_code
 
+FASHION_MNIST = Path(__file__).resolve().parent / "workloads" / "fashion_mnist.py"
 RESULTS = Path(__file__).resolve().parent / "results" / "overfitting.jsonl"
 IMAGES, EPOCHS, EPOCHS_AFTER, BATCH, LR, L2 = 2000, 60, 10, 50, 1e-3, 1e-3
 NETWORKS = {"784-64-10": (64,), "784-512-512-10": (512, 512)}
@@ -168,7 +169,8 @@ def main() -> int:
         print(table(rows))
         return 0
     torch.set_num_threads(1)
-    train, test = training_split(), read_split("t10k")
+    fashion_mnist = import_code(str(FASHION_MNIST))
+    train, test = fashion_mnist.training_split(), fashion_mnist.read_split("t10k")
     known = {(row["network"], row["seed"]) for row in rows}
     with arguments.output.open("a", encoding="utf-8") as file:
         for seed in range(arguments.seeds):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -133,6 +134,11 @@ def finite(value: Any) -> Any:
 def lower_is_better(metric: str) -> bool:
     """Return whether small values of a metric are good: it is named, or ends in, `loss` or `error`."""
     return metric in ("loss", "error") or metric.endswith(("_loss", "_error"))
+
+
+def leading_metric(found: Mapping[str, object], asked: str | None) -> str:
+    """Return the name of the metric that counts: the one that was asked for, else the first."""
+    return asked if asked is not None else next(iter(found))
 
 
 def worsening(metric: str, before: float, after: float) -> float:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +12,15 @@ from torch import nn
 
 from edgeprune.dynamic import UnitPruner, WeightPruner
 from edgeprune.training import FinetuneResult
-from edgeprune.training.checkpoint import network_tensors, read_checkpoint
-from tests.training_case import evaluate, kill_at, train_gradual
+from edgeprune.training.checkpoint import read_checkpoint
+from tests.training_case import assert_same_training, evaluate, kill_at, killed, train_gradual
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("channels", "soft", "regularise", "slim", "weights", "rigl")
 
 
 def _assert_same(one: FinetuneResult, other: FinetuneResult) -> None:
-    first, second = network_tensors(one.model), network_tensors(other.model)
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert one.best_epoch == other.best_epoch
+    assert_same_training(one, other)
     assert one.pruner is not None
     assert other.pruner is not None
     assert one.pruner.trail.rows == other.pruner.trail.rows
@@ -37,16 +32,7 @@ def _assert_same(one: FinetuneResult, other: FinetuneResult) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_training_killed_while_it_prunes_ends_with_the_same_bits(method: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.training_case", f"killed {method}", str(checkpoint)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    killed(f"killed {method}", checkpoint)
     found = read_checkpoint(checkpoint)
     assert found.position.done == 8
     assert found.pruner["step"].tolist() == [8, 0]

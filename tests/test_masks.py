@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,12 @@ from torch import nn
 import edgeprune as ep
 from edgeprune.errors import ConfigError, VerificationError
 from edgeprune.pruning import Masks
-from edgeprune.training import FinetuneResult, finetune
-from edgeprune.training.checkpoint import network_tensors
+from edgeprune.training import finetune
 from tests.training_case import (
-    ROOT,
+    assert_same_training,
     evaluate,
     kill_at,
+    killed,
     samples,
     settings,
     small_net,
@@ -142,29 +139,14 @@ def test_fine_tuning_without_epochs_still_returns_the_zeros() -> None:
         masks.check(net)
 
 
-def _assert_same(one: FinetuneResult, other: FinetuneResult) -> None:
-    first, second = network_tensors(one.model), network_tensors(other.model)
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert one.best_epoch == other.best_epoch
-
-
 def test_a_sparse_training_that_is_killed_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.training_case", "killed sparse", str(checkpoint)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    killed("killed sparse", checkpoint)
     seen: list[tuple[int, int]] = []
     masks, resumed = train_sparse(checkpoint, lambda progress: seen.append((progress.epoch, progress.step)))
     assert seen[0] == (2, 3)
     masks.check(resumed.model)
-    _assert_same(resumed, train_sparse()[1])
+    assert_same_training(resumed, train_sparse()[1])
 
 
 def test_ctrl_c_and_other_masks(tmp_path: Path) -> None:

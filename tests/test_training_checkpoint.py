@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +26,31 @@ from edgeprune.training.checkpoint import (
     save_checkpoint,
 )
 from edgeprune.training.records import EpochRecord, Position
-from tests.training_case import evaluate, kill_at, samples, settings, small_net, train, train_data, train_step
+from tests.training_case import (
+    assert_same_training,
+    evaluate,
+    kill_at,
+    killed,
+    samples,
+    settings,
+    small_net,
+    train,
+    train_data,
+    train_step,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _assert_same(one: FinetuneResult, other: FinetuneResult) -> None:
-    """Compare two trainings bit by bit, times excepted."""
-    first, second = network_tensors(one.model), network_tensors(other.model)
-    assert list(first) == list(second)
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert one.best_epoch == other.best_epoch
-    assert [(r.train, r.validation, r.lr) for r in one.history] == [
-        (r.train, r.validation, r.lr) for r in other.history
-    ]
-
-
 def test_a_training_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.training_case", "killed", str(checkpoint)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    killed("killed", checkpoint)
     position = read_checkpoint(checkpoint).position
     assert (position.epoch, position.step) == (1, 2)  # the kill came before the third step was written
     seen: list[Progress] = []
     resumed = train(checkpoint, seen.append)
     assert (seen[0].epoch, seen[0].step) == (2, 3)
-    _assert_same(resumed, train())
+    assert_same_training(resumed, train())
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(1, 1), (1, 6), (3, 6)])
@@ -72,7 +61,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_training_goes_on(tmp_path: Path, epo
     position = read_checkpoint(checkpoint).position
     assert (position.epoch, position.step) == (epoch - 1, step)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    _assert_same(train(checkpoint), train())
+    assert_same_training(train(checkpoint), train())
 
 
 def test_ctrl_c_within_a_step_waits_for_its_end(tmp_path: Path) -> None:
@@ -88,7 +77,7 @@ def test_ctrl_c_within_a_step_waits_for_its_end(tmp_path: Path) -> None:
         train(checkpoint, step=step, checkpoint_every_s=3600)
     position = read_checkpoint(checkpoint).position
     assert (position.epoch, position.step) == (1, 3)
-    _assert_same(train(checkpoint), train())
+    assert_same_training(train(checkpoint), train())
 
 
 def test_a_second_ctrl_c_within_a_step_stops_at_once_and_writes_nothing_torn(tmp_path: Path) -> None:
@@ -106,7 +95,7 @@ def test_a_second_ctrl_c_within_a_step_stops_at_once_and_writes_nothing_torn(tmp
         train(checkpoint, step=step, checkpoint_every_s=3600)
     position = read_checkpoint(checkpoint).position
     assert (position.epoch, position.step) == (1, 0)
-    _assert_same(train(checkpoint), train())
+    assert_same_training(train(checkpoint), train())
 
 
 def test_an_interrupted_evaluation_does_not_cost_the_epoch(tmp_path: Path) -> None:
@@ -124,14 +113,14 @@ def test_an_interrupted_evaluation_does_not_cost_the_epoch(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         run(interrupted)
     assert read_checkpoint(checkpoint).position.step == 6
-    _assert_same(run(evaluate), train())
+    assert_same_training(run(evaluate), train())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_every_optimiser_goes_on_where_it_was(tmp_path: Path, optimizer: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "checkpoint", kill_at(2, 2, signal.SIGINT), optimizer=optimizer)
-    _assert_same(train(tmp_path / "checkpoint", optimizer=optimizer), train(optimizer=optimizer))
+    assert_same_training(train(tmp_path / "checkpoint", optimizer=optimizer), train(optimizer=optimizer))
 
 
 def test_a_data_loader_that_shuffles_repeats_its_order(tmp_path: Path) -> None:
@@ -149,7 +138,7 @@ def test_a_data_loader_that_shuffles_repeats_its_order(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "checkpoint", kill_at(2, 2, signal.SIGINT))
-    _assert_same(run(tmp_path / "checkpoint"), run())
+    assert_same_training(run(tmp_path / "checkpoint"), run())
 
 
 def test_distillation_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -167,7 +156,7 @@ def test_distillation_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "checkpoint", kill_at(2, 4, signal.SIGINT))
     resumed = run(tmp_path / "checkpoint")
-    _assert_same(resumed, run())
+    assert_same_training(resumed, run())
     assert set(resumed.history[0].train) == {"loss", "step_loss", "distill_loss"}
 
 
@@ -176,7 +165,7 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     steps: list[Progress] = []
     again = train(tmp_path / "checkpoint", steps.append)
     assert steps == []
-    _assert_same(again, finished)
+    assert_same_training(again, finished)
     assert again.history == finished.history
 
 
@@ -194,7 +183,7 @@ def test_a_checkpoint_of_other_settings_is_set_aside_with_the_reason(
     (notice,) = result.notices
     assert reason in notice.text
     assert (tmp_path / "checkpoint.stale").read_bytes() == before
-    _assert_same(result, train(**changes))
+    assert_same_training(result, train(**changes))
 
 
 def test_a_checkpoint_of_other_weights_is_set_aside(tmp_path: Path) -> None:

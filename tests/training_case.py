@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from edgeprune.config import FinetuneConfig, validate
 from edgeprune.dynamic import recipe
 from edgeprune.pruning import Masks
 from edgeprune.training import FinetuneResult, Progress, finetune
+from edgeprune.training.checkpoint import network_tensors
 
 CLASSES = 4
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +90,45 @@ def settings(**changes: Any) -> FinetuneConfig:
     return FinetuneConfig(**({"epochs": 3, "lr": 0.01, "warmup_steps": 2, "checkpoint_every_s": 0} | changes))
 
 
+def _finetuned(
+    model: nn.Module,
+    config: FinetuneConfig,
+    checkpoint: Path | None,
+    on_progress: Callable[[Progress], None] | None,
+    **more: Any,
+) -> FinetuneResult:
+    """Fine-tune on the small data from one seed."""
+    given = {"step": train_step, "evaluate": evaluate} | more
+    return finetune(
+        model, data=train_data, config=config, checkpoint=checkpoint, on_progress=on_progress, seed=7, **given
+    )
+
+
+def killed(what: str, checkpoint: Path) -> None:
+    """Run this module as a program until it kills itself in the middle of an epoch."""
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.training_case", what, str(checkpoint)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+
+
+def assert_same_training(one: FinetuneResult, other: FinetuneResult) -> None:
+    """Compare two trainings bit by bit, times excepted."""
+    first, second = network_tensors(one.model), network_tensors(other.model)
+    assert list(first) == list(second)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert one.best_epoch == other.best_epoch
+    assert [(r.train, r.validation, r.lr) for r in one.history] == [
+        (r.train, r.validation, r.lr) for r in other.history
+    ]
+
+
 def train(
     checkpoint: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -95,16 +136,7 @@ def train(
     **changes: Any,
 ) -> FinetuneResult:
     """Fine-tune the small network as every test of resuming does."""
-    return finetune(
-        small_net(),
-        step=step,
-        data=train_data,
-        config=settings(**changes),
-        evaluate=evaluate,
-        checkpoint=checkpoint,
-        on_progress=on_progress,
-        seed=7,
-    )
+    return _finetuned(small_net(), settings(**changes), checkpoint, on_progress, step=step)
 
 
 def train_sparse(
@@ -112,18 +144,7 @@ def train_sparse(
 ) -> tuple[Masks, FinetuneResult]:
     """Fine-tune the small network with most of its weights held at zero."""
     sparse, masks = ep.sparsify(small_net(), method="lamp", amount=amount)
-    result = finetune(
-        sparse,
-        step=train_step,
-        data=train_data,
-        config=settings(weight_decay=0.01),
-        evaluate=evaluate,
-        checkpoint=checkpoint,
-        on_progress=on_progress,
-        seed=7,
-        masks=masks,
-    )
-    return masks, result
+    return masks, _finetuned(sparse, settings(weight_decay=0.01), checkpoint, on_progress, masks=masks)
 
 
 def train_gradual(
@@ -142,17 +163,8 @@ def train_gradual(
     made = recipe(
         model, (torch.zeros(1, 1, 6, 6),), config.gradual, prune=config.prune, sparsify=config.sparsify, align=1
     )
-    return finetune(
-        model,
-        step=train_step,
-        data=train_data,
-        config=settings(weight_decay=0.01),
-        evaluate=evaluate,
-        checkpoint=checkpoint,
-        on_progress=on_progress,
-        seed=7,
-        recipe=made,
-    )
+    config_of_training = settings(weight_decay=0.01)
+    return _finetuned(model, config_of_training, checkpoint, on_progress, evaluate=evaluate, recipe=made)
 
 
 def kill_at(epoch: int, step: int, number: signal.Signals) -> Callable[[Progress], None]:

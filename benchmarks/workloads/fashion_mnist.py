@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from stored import weights_file, with_weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 DATA = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-FOLDER = Path(__file__).resolve().parent.parent / "weights"
 MEAN, DEVIATION = 72.94, 90.02
 HELD_OUT = 5000
 
@@ -66,7 +65,7 @@ class ResNet8(nn.Module):
 
 def weights(seed: int = 0) -> Path:
     """Return where the weights are that were trained from a seed."""
-    return FOLDER / f"fashion_mnist_resnet8{f'_seed{seed}' if seed else ''}.safetensors"
+    return weights_file("fashion_mnist_resnet8", seed)
 
 
 def untrained() -> nn.Module:
@@ -74,9 +73,7 @@ def untrained() -> nn.Module:
 
 
 def trained(seed: int = 0) -> nn.Module:
-    network = untrained()
-    network.load_state_dict(load_file(weights(seed)))
-    return network
+    return with_weights(untrained(), weights(seed))
 
 
 def model() -> nn.Module:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from fashion_mnist import (
-    FOLDER,
     calibration_data,
     evaluate,
     evaluate_outputs,
@@ -20,7 +19,7 @@ from fashion_mnist import (
     train_data,
     train_step,
 )
-from safetensors.torch import load_file
+from stored import weights_file, with_weights
 from torch import nn
 
 __all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
@@ -77,7 +76,7 @@ class Mobile(nn.Module):
 
 def weights(seed: int = 0) -> Path:
     """Return where the weights are that were trained from a seed."""
-    return FOLDER / f"fashion_mnist_mobile{f'_seed{seed}' if seed else ''}.safetensors"
+    return weights_file("fashion_mnist_mobile", seed)
 
 
 def untrained() -> nn.Module:
@@ -85,9 +84,7 @@ def untrained() -> nn.Module:
 
 
 def trained(seed: int = 0) -> nn.Module:
-    network = untrained()
-    network.load_state_dict(load_file(weights(seed)))
-    return network
+    return with_weights(untrained(), weights(seed))
 
 
 def model() -> nn.Module:

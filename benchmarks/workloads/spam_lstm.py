@@ -11,12 +11,25 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
+from stored import weights_file, with_weights
 from torch import nn
-from words import DATA, FOLDER, WORDS, Texts, accuracy, accuracy_of_outputs, numbered, shuffled
+from words import (
+    DATA,
+    WORDS,
+    Texts,
+    accuracy,
+    calibration,
+    evaluate_outputs,
+    in_batches,
+    numbered,
+    shuffled,
+    some_words,
+    train_step,
+)
+
+__all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
+__all__ += ["train_step", "trained", "untrained", "weights"]
 
 MAILS = DATA / "spam-assassin" / "package" / "data"
 LENGTH, WIDTH = 100, 64
@@ -39,7 +52,7 @@ class SpamLSTM(nn.Module):
 
 def weights(seed: int = 0) -> Path:
     """Return where the weights are that were trained from a seed."""
-    return FOLDER / f"spam_lstm{f'_seed{seed}' if seed else ''}.safetensors"
+    return weights_file("spam_lstm", seed)
 
 
 def untrained() -> nn.Module:
@@ -47,9 +60,7 @@ def untrained() -> nn.Module:
 
 
 def trained(seed: int = 0) -> nn.Module:
-    network = untrained()
-    network.load_state_dict(load_file(weights(seed)))
-    return network
+    return with_weights(untrained(), weights(seed))
 
 
 def model() -> nn.Module:
@@ -57,12 +68,7 @@ def model() -> nn.Module:
 
 
 def inputs() -> tuple[torch.Tensor, ...]:
-    return (torch.randint(WORDS, (1, LENGTH), generator=torch.Generator().manual_seed(0)),)
-
-
-def train_step(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
-    rows, labels = batch
-    return F.cross_entropy(model(rows), labels)
+    return some_words(LENGTH)
 
 
 def train_data() -> Iterable[list[torch.Tensor]]:
@@ -70,8 +76,7 @@ def train_data() -> Iterable[list[torch.Tensor]]:
 
 
 def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    rows, _ = mails().training
-    return [(rows[i : i + 64],) for i in range(0, 512, 64)]
+    return calibration(mails())
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
@@ -80,13 +85,7 @@ def evaluate(model: nn.Module) -> dict[str, float]:
 
 
 def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    rows, labels = mails().testing
-    return [(rows[i : i + 200], labels[i : i + 200]) for i in range(0, len(rows), 200)]
-
-
-def evaluate_outputs(pairs: Iterable[tuple[list[np.ndarray], tuple[torch.Tensor, ...]]]) -> dict[str, float]:
-    """Score the test mails from the outputs of an exported file."""
-    return accuracy_of_outputs(pairs)
+    return in_batches(mails().testing, 200)
 
 
 @functools.cache

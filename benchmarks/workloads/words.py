@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 DATA = Path(os.environ.get("BENCHMARK_TEXTS", Path(__file__).resolve().parent.parent / ".data"))
-FOLDER = Path(__file__).resolve().parent.parent / "weights"
 WORDS, FIRST = 2000, 2
 _WORD = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]")
 
@@ -70,6 +70,29 @@ def shuffled(texts: Texts) -> Iterable[list[torch.Tensor]]:
     return DataLoader(TensorDataset(*texts.training), batch_size=64, shuffle=True, drop_last=True)
 
 
+def some_words(length: int) -> tuple[torch.Tensor, ...]:
+    """Return one row of random words, as example input."""
+    return (torch.randint(WORDS, (1, length), generator=torch.Generator().manual_seed(0)),)
+
+
+def in_batches(part: tuple[torch.Tensor, torch.Tensor], size: int) -> list[tuple[torch.Tensor, ...]]:
+    """Return texts and their labels in batches, in their order."""
+    rows, labels = part
+    return [(rows[i : i + size], labels[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def calibration(texts: Texts) -> list[tuple[torch.Tensor, ...]]:
+    """Return the first 512 training texts without labels, in batches of 64."""
+    rows, _ = texts.training
+    return [(rows[i : i + 64],) for i in range(0, 512, 64)]
+
+
+def train_step(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    """Return the loss of a batch."""
+    rows, labels = batch
+    return F.cross_entropy(model(rows), labels)
+
+
 def accuracy(model: nn.Module, part: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
     """Score a network on texts."""
     model.eval()
@@ -79,8 +102,8 @@ def accuracy(model: nn.Module, part: tuple[torch.Tensor, torch.Tensor]) -> dict[
     return {"top1": (logits.argmax(1) == labels).float().mean().item()}
 
 
-def accuracy_of_outputs(pairs: Iterable[tuple[list[np.ndarray], tuple[torch.Tensor, ...]]]) -> dict[str, float]:
-    """Score an exported file."""
+def evaluate_outputs(pairs: Iterable[tuple[list[np.ndarray], tuple[torch.Tensor, ...]]]) -> dict[str, float]:
+    """Score the test texts from the outputs of an exported file."""
     right = total = 0
     for (logits, *_), (_, labels) in pairs:
         right += int((logits.argmax(1) == labels.numpy()).sum())

@@ -137,14 +137,23 @@ def masked_dense(model: nn.Module, kept: Kept, precision: torch.dtype) -> tuple[
         for (name, axis), keep in kept.items():
             if name not in tensors:
                 raise Undecided(f"{name} is no tensor of the dense network")
-            if axis < 0:
-                blocks = tensors[name].unflatten(0, (masked.get_submodule(name.rpartition(".")[0]).groups, -1))
-                removed = removed_positions(keep, blocks.shape[0] * blocks.shape[2]).reshape(len(blocks), 1, -1)
-                blocks.masked_fill_(removed[(...,) + (None,) * (blocks.dim() - 3)], 0)
-                continue
-            removed = removed_positions(keep, tensors[name].shape[axis])
-            tensors[name].index_fill_(axis, removed.nonzero().flatten(), 0)
+            clear_(tensors[name], masked, name, axis, keep)
     return masked, tensors
+
+
+def clear_(values: torch.Tensor, network: nn.Module, name: str, axis: int, keep: torch.Tensor) -> None:
+    """Zero what is not kept of a tensor of a network, or of its gradient.
+
+    Args:
+        values: Of the shape of the tensor called `name`.
+        axis: As in `Kept`.
+    """
+    if axis < 0:
+        blocks = values.unflatten(0, (network.get_submodule(name.rpartition(".")[0]).groups, -1))
+        removed = _removed(keep, blocks.shape[0] * blocks.shape[2]).reshape(len(blocks), 1, -1)
+        blocks.masked_fill_(removed[(...,) + (None,) * (blocks.dim() - 3)], 0)
+        return
+    values.index_fill_(axis, _removed(keep, values.shape[axis]).nonzero().flatten(), 0)
 
 
 def _statistic(func: Any) -> str | None:
@@ -198,7 +207,7 @@ class _Statistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "group_norm":
             return _group_norm(bound, keep)
         if name in _PRODUCTS:
-            removed = removed_positions(keep[narrow[0]], x.shape[-1])
+            removed = _removed(keep[narrow[0]], x.shape[-1])
             return func(x.masked_fill(removed, 0), *args[1:], **kwargs)
         return _over_kept(func, bound, keep, name)
 
@@ -217,12 +226,12 @@ class _Statistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return used.nonzero().flatten()
         for used in in_use:
             for whole, keep in self._sides:
-                if whole == size and len(keep) == count and not bool((used & removed_positions(keep, size)).any()):
+                if whole == size and len(keep) == count and not bool((used & _removed(keep, size)).any()):
                     return keep
         raise Undecided(f"which {count} of {size} positions are left for a statistic cannot be told")
 
 
-def removed_positions(keep: torch.Tensor, size: int) -> torch.Tensor:
+def _removed(keep: torch.Tensor, size: int) -> torch.Tensor:
     removed = torch.ones(size, dtype=torch.bool)
     removed[keep] = False
     return removed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from benchmarks.zoo.judge import Inputs, Kept, cast, largest_difference, masked_dense, removed_positions
+from benchmarks.zoo.judge import Inputs, Kept, cast, clear_, largest_difference, masked_dense
 from edgeprune.graph.structure import output_tensors
 
 SAME = 1e-5
@@ -36,7 +36,7 @@ def trained_difference(model: nn.Module, small: nn.Module, kept: Kept, inputs: I
         gradients = _gradients(masked, own)
         for (name, axis), keep in kept.items():
             if id(tensors[name]) in gradients:
-                _clear(masked, gradients[id(tensors[name])], name, axis, keep)
+                clear_(gradients[id(tensors[name])], masked, name, axis, keep)
         rate = _rate(masked, gradients)
         _descend_(masked, gradients, rate)
         _descend_(pruned, _gradients(pruned, own), rate)
@@ -59,17 +59,6 @@ def _gradients(network: nn.Module, inputs: Inputs) -> dict[int, torch.Tensor]:
         loss = torch.stack([tensor.square().mean() for tensor in outputs]).sum()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {id(p): gradient for p, gradient in zip(parameters, found, strict=True) if gradient is not None}
-
-
-def _clear(network: nn.Module, gradient: torch.Tensor, name: str, axis: int, keep: torch.Tensor) -> None:
-    """Zero a gradient where the pruned network has no weight."""
-    if axis < 0:
-        blocks = gradient.unflatten(0, (network.get_submodule(name.rpartition(".")[0]).groups, -1))
-        removed = removed_positions(keep, blocks.shape[0] * blocks.shape[2]).reshape(len(blocks), 1, -1)
-        blocks.masked_fill_(removed[(...,) + (None,) * (blocks.dim() - 3)], 0)
-        return
-    removed = removed_positions(keep, gradient.shape[axis])
-    gradient.index_fill_(axis, removed.nonzero().flatten(), 0)
 
 
 def _rate(network: nn.Module, gradients: dict[int, torch.Tensor]) -> float:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import VerificationError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import UNNUMBERED, attention_in_parts
-from edgeprune.graph.classes import BLOCKED
+from edgeprune.graph.capture import attention_in_parts
+from edgeprune.graph.classes import BLOCKED, by_block
 from edgeprune.graph.groups import Dim
-from edgeprune.graph.operators import bind, operator_name
+from edgeprune.graph.numbered import NumberedCalls
+from edgeprune.graph.operators import bind
 from edgeprune.graph.structure import aliases, copy_model, named_tensors, output_tensors
 
 Masks = dict[tuple[str, int], NDArray[np.bool_]]
@@ -41,10 +41,8 @@ def masked_copy(model: nn.Module, masks: Mapping[Dim, NDArray[np.bool_]]) -> nn.
             replaced[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
         for (name, axis), mask in masks.items():
             if axis == BLOCKED:
-                value = replaced[name]
-                each = value.shape[1]
-                keep = torch.from_numpy(mask).to(value.device).view(-1, 1, each, *[1] * (value.dim() - 2))
-                value.view(len(keep), -1, *value.shape[1:]).masked_fill_(~keep, 0)
+                blocks, keep = by_block(replaced[name], mask)
+                blocks.masked_fill_(~keep, 0)
                 continue
             replaced[name].index_fill_(axis, torch.from_numpy(np.flatnonzero(~mask)).to(replaced[name].device), 0)
     return copy_model(model, replaced).eval()
@@ -74,23 +72,17 @@ def reference_outputs(
         return output_tensors(masked(*own))
 
 
-class _MaskedCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts calls as the recorder did and computes the marked ones over kept positions."""
+class _MaskedCalls(NumberedCalls):  # type: ignore[no-untyped-call]
+    """Computes the marked calls over kept positions."""
 
     def __init__(self, marks: Mapping[int, tuple[str, Masks]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._marks = marks
-        self._index = -1
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        base = operator_name(func)
-        self._index += base not in UNNUMBERED
-        if base in UNNUMBERED or self._index not in self._marks:
+    def call(self, index: int, base: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if index not in self._marks:
             return func(*args, **kwargs)
-        name, masks = self._marks[self._index]
+        name, masks = self._marks[index]
         if base.lstrip("_") != name.lstrip("_"):
             raise VerificationError(
                 f"the network called {base} where it called {name} before: its forward is not repeatable",

@@ -122,6 +122,12 @@ def difference(expected: list[torch.Tensor], found: list[torch.Tensor], toleranc
     )
 
 
+def compared(model: nn.Module, other: nn.Module, inputs: Inputs) -> Check:
+    """Return how much the outputs of two networks differ in evaluation mode, relative to those of the first."""
+    before, after = (run(shared_copy(network).eval(), inputs) for network in (model, other))
+    return difference(before, after)
+
+
 def run(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """Run a copy of a network on copies of the inputs and return the tensors in what it returns.
 

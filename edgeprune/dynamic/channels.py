@@ -13,18 +13,17 @@ import torch
 from torch import nn
 
 from edgeprune.compact import apply
-from edgeprune.compact.verify import difference, run
+from edgeprune.compact.verify import compared
 from edgeprune.config import PruneConfig
 from edgeprune.dynamic import units
-from edgeprune.dynamic.hold import Kept, Zeros, shrink_, zero_
 from edgeprune.dynamic.records import Tensors, Trail, part
 from edgeprune.dynamic.schedule import Schedule
 from edgeprune.dynamic.units import Removed
 from edgeprune.graph import ChannelGraph
 from edgeprune.graph.enter import unwrapped
 from edgeprune.graph.flow import UserRules
-from edgeprune.graph.structure import copy_model
 from edgeprune.pruning import GroupPlan, PrunePlan, Scores, make_plan, score
+from edgeprune.pruning.hold import Kept, Zeros, shrink_, zero_
 from edgeprune.pruning.select import describe
 from edgeprune.values import Check
 
@@ -135,8 +134,7 @@ class UnitPruner:
 
         Equal but for rounding, unless zeros count in something that is computed over channels, as in a LayerNorm.
         """
-        before, after = (run(copy_model(model).eval(), self._inputs) for model in (self._model, small))
-        return difference(before, after)
+        return compared(self._model, small, self._inputs)
 
     def state(self) -> Tensors:
         """Return all that is needed to go on, besides the network."""

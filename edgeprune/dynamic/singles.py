@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from edgeprune.config import SparsifyConfig
-from edgeprune.dynamic.hold import Kept, Zeros
 from edgeprune.dynamic.records import Tensors, Trail, part
 from edgeprune.dynamic.schedule import Schedule
 from edgeprune.dynamic.weights import regrown, thinned, zero_share
 from edgeprune.errors import ConfigError
 from edgeprune.graph.enter import unwrapped
 from edgeprune.pruning import Masks, make_masks
+from edgeprune.pruning.hold import Kept, Zeros
 
 
 class WeightPruner:

@@ -14,8 +14,9 @@ from torch import nn
 
 from edgeprune.errors import ConfigError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.classes import BLOCKED
+from edgeprune.graph.classes import BLOCKED, by_block
 from edgeprune.graph.enter import unwrapped
+from edgeprune.pruning import criteria
 
 Removed = dict[str, NDArray[np.bool_]]  # by group, which units go
 Kept = dict[str, torch.Tensor]  # by parameter, which values stay
@@ -71,12 +72,11 @@ def _without(found: Kept, parameter: nn.Parameter, name: str, axis: int, mask: N
     """Mark the removed positions of one dimension of a parameter."""
     if name not in found:
         found[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-    stays = torch.from_numpy(mask).to(parameter.device)
     if axis == BLOCKED:
-        each = parameter.shape[1]
-        blocks = stays.view(-1, 1, each, *[1] * (parameter.dim() - 2))
-        found[name].view(len(blocks), -1, *parameter.shape[1:]).logical_and_(blocks)
+        blocks, keep = by_block(found[name], mask)
+        blocks.logical_and_(keep)
         return
+    stays = torch.from_numpy(mask).to(parameter.device)
     shape = [1] * parameter.dim()
     shape[axis] = -1
     found[name].logical_and_(stays.view(shape))
@@ -89,15 +89,8 @@ def norm_scales(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Parameter
         ConfigError: There are none.
     """
     tensors = {name for group in graph.free for name in group.tensors}
-    kinds = nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm
-    found = {
-        f"{path}.weight": module.weight
-        for path, module in unwrapped(model).named_modules()
-        if isinstance(module, kinds)
-        and isinstance(module.weight, nn.Parameter)
-        and module.weight.dim() == 1
-        and f"{path}.weight" in tensors
-    }
+    scales = criteria.norm_scales(unwrapped(model))
+    found = {name: s for name, s in scales.items() if name in tensors and isinstance(s, nn.Parameter)}
     if not found:
         raise ConfigError(
             "method 'slim' shrinks the scales of normalisations, and no channels that can go have any",

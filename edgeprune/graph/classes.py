@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from edgeprune.graph.constraints import piece_signature, pin_lonely
 from edgeprune.graph.flow import Flow
@@ -17,6 +19,15 @@ from edgeprune.graph.labels import Ids, Label
 
 BLOCKED = -1  # the axis of the inputs of all blocks of a grouped convolution
 Dim = tuple[str, int]
+
+
+def by_block(value: torch.Tensor, mask: NDArray[np.bool_]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a weight of a grouped convolution as (blocks, rows, inputs, ...), and a mask over axis BLOCKED for it.
+
+    The first is a view; the second, of booleans, is to be broadcast against it.
+    """
+    keep = torch.from_numpy(mask).to(value.device).view(-1, 1, value.shape[1], *[1] * (value.dim() - 2))
+    return value.view(len(keep), -1, *value.shape[1:]), keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

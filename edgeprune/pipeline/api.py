@@ -127,16 +127,17 @@ def _layerwise(
     rules: UserRules,
 ) -> Layerwise:
     from edgeprune.pipeline.layerwise import Layerwise
-    from edgeprune.pipeline.trials import Subject, Trials, yardstick
+    from edgeprune.pipeline.trials import Trials, subject_of
 
-    subject = Subject(
-        model=model,
-        inputs=inputs,
-        yardstick=yardstick(evaluate, source, model, metric=None, samples=config.reconstruct.samples, source="plan()"),
+    subject = subject_of(
+        model,
+        inputs,
+        config,
+        evaluate=evaluate,
         data=source,
         rules=rules,
-        seed=config.seed,
-        reconstruct=config.reconstruct if config.layerwise.reconstruct else None,
+        reconstruct=config.layerwise.reconstruct,
+        source="plan()",
     )
     trials = Trials(subject=subject)
     return Layerwise(config=config.layerwise, metric=trials.dense()[0], measure=trials.of)
@@ -174,7 +175,7 @@ def sensitivity(
     from edgeprune.graph.rules.custom import load_rules, reference
     from edgeprune.pipeline.digests import inputs_digest, state_digest
     from edgeprune.pipeline.sensitivity import study
-    from edgeprune.pipeline.trials import Subject, Trials, trial_key, yardstick
+    from edgeprune.pipeline.trials import Trials, subject_of, trial_key
 
     rules, seed = settings.pop("rules", ()), settings.pop("seed", 0)
     step = settings.pop("step", None)
@@ -185,16 +186,15 @@ def sensitivity(
     )
     source = None if data is None else (lambda: _iterate(data))
     examples = as_inputs(inputs)
-    subject = Subject(
-        model=model,
-        inputs=examples,
-        yardstick=yardstick(
-            evaluate, source, model, metric=metric, samples=config.reconstruct.samples, source="sensitivity()"
-        ),
+    subject = subject_of(
+        model,
+        examples,
+        config,
+        evaluate=evaluate,
         data=source,
         rules=load_rules(rules),
-        seed=seed,
-        reconstruct=config.reconstruct if reconstruct else None,
+        reconstruct=reconstruct,
+        source="sensitivity()",
     )
     digests = {"weights": state_digest(model.state_dict()), "example inputs": inputs_digest(examples)}
     place = Path(checkpoint) if checkpoint is not None else None
@@ -348,16 +348,10 @@ def reconstruct(
     """
     from edgeprune.config import validate
     from edgeprune.graph.rules.custom import load_rules
-    from edgeprune.reconstruct import Settings, reconstruct_plan
+    from edgeprune.reconstruct import reconstruct_plan, settings_of
 
     config = validate({"reconstruct": settings}, "reconstruct()").reconstruct
-    found = Settings(
-        samples=config.samples,
-        memory_bytes=config.memory_mb << 20,
-        max_unknowns=config.max_unknowns,
-        ridge=config.ridge,
-    )
-    source = _iterate(data)
+    found, source = settings_of(config), _iterate(data)
     return reconstruct_plan(small, model, plan, as_inputs(inputs), source, found, load_rules(rules)).model
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgeprune import rundir
 from edgeprune.config import RunConfig, load_config
 from edgeprune.errors import ConfigError
-from edgeprune.pipeline import stages, zeroing
+from edgeprune.pipeline import recovery, stages, zeroing
 from edgeprune.pipeline.events import Event, Listener, ignore
 from edgeprune.pipeline.generalisation import generalisation, train_metrics
 from edgeprune.pipeline.looping import loop
@@ -131,11 +131,11 @@ def _stages(session: Session) -> Json:
         dense = stages.baseline(session)
         _check_metric(session, dense)
         applied = stages.apply(session, planned)
-        solved = stages.reconstruct(session, applied)
-        recalibrated = stages.recalibrate(session, applied, solved)
+        solved = recovery.reconstruct(session, applied)
+        recalibrated = recovery.recalibrate(session, applied, solved)
     left = looped.last if looped is not None else recalibrated or solved or applied
-    sparse = stages.sparsify(session, left)
-    final = stages.finetune(session, sparse or left)
+    sparse = recovery.sparsify(session, left)
+    final = recovery.finetune(session, sparse or left)
     exported = [
         stages.export(session, role, form, final) for form in config.export.formats for role in ("baseline", "model")
     ]

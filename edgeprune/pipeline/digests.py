@@ -139,6 +139,17 @@ def inputs_digest(inputs: tuple[torch.Tensor, ...]) -> str:
     return digest.hexdigest()
 
 
+def input_digests(
+    workload: Workload, model: nn.Module, inputs: tuple[torch.Tensor, ...], config: PruneConfig
+) -> dict[str, str]:
+    """Return the digests of all that a user's workload brings, by what the journal calls it."""
+    return {
+        "workload code": code_digest(workload, model),
+        "weights": state_digest(model.state_dict()),
+        "example inputs": inputs_digest(inputs),
+    } | functions_digests(config)
+
+
 def functions_digests(config: PruneConfig) -> dict[str, str]:
     """Return the sha256 of the code of the user's rules and criterion, where there are any, by name in the journal."""
     criterion = [config.criterion] if ":" in config.criterion else []

@@ -91,10 +91,9 @@ def pruned_weights(folder: Path, result: FinetuneResult, config: RunConfig) -> t
 
 def cost_of_cut(dense: nn.Module, small: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Json:
     """Compare the network whose units are zero with the one that was cut; a notice says it where they differ."""
-    from edgeprune.compact.verify import difference, run
+    from edgeprune.compact.verify import compared
 
-    before, after = (run(copy.deepcopy(model).eval(), inputs) for model in (dense, small))
-    check = difference(before, after)
+    check = compared(dense, small, inputs)
     notices = []
     if not check.passed:
         text = (

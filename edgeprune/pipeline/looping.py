@@ -27,7 +27,7 @@ from edgeprune.pipeline.tuning import (
 )
 from edgeprune.rundir import StageKey, StageRecord
 from edgeprune.search.loop import End, Outcome, walk
-from edgeprune.values import Json, Notice, parse_bytes, parse_macs, worsening
+from edgeprune.values import Json, Notice, leading_metric, parse_bytes, parse_macs, worsening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,12 +47,7 @@ class Looped:
     @property
     def plan(self) -> str:
         """The file of the last good plan."""
-        return next(name for name in self.last.outputs if name.endswith(".json"))
-
-    @property
-    def weights(self) -> str:
-        """The file of the last good weights."""
-        return weights_of(self.last)
+        return _plan_of(self.last)
 
 
 def loop(session: Session, dense: StageRecord | None) -> Looped:
@@ -164,13 +159,14 @@ class _Steps:
         prepared = self.session.prepared
         facts: Json = {"number": number, "level": level, "unit": self.unit, "goal": None, "metrics": None}
         rules = load_rules(prepared.config.prune.rules)
-        plan = self._plan(level, rules)
+        last = self._last(rules)
+        plan = self._plan(level, rules, last)
         if plan is None or (self.last is not None and plan.digest == self.last.facts["plan"]):
             return (), facts | {"state": "unchanged", "plan": plan.digest if plan is not None else ""}
         facts["plan"] = plan.digest
         if plan.digest in refused:
             return (), facts | {"state": "repeated"}
-        model, before, after = self._network(plan, rules, checkpoint)
+        model, before, after = self._network(plan, rules, last, checkpoint)
         facts |= {"params": count_params(model), "macs": count_macs(model, prepared.inputs)}
         facts |= {"pruned": before, "metrics": after}
         floor, value = prepared.config.loop.floor, (after or {}).get(self.metric or "")
@@ -181,7 +177,7 @@ class _Steps:
         save_state(self.session.path(names[1]), model.state_dict())
         return names, facts | {"state": "kept"}
 
-    def _plan(self, level: float, rules: UserRules | None) -> PrunePlan | None:
+    def _plan(self, level: float, rules: UserRules | None, last: planning.Last | None) -> PrunePlan | None:
         """Return the plan that removes this much in all; None where rounding leaves everything whole."""
         prepared = self.session.prepared
         data, step = training_source(prepared.workload)
@@ -199,7 +195,7 @@ class _Steps:
                 seed=prepared.config.seed,
                 rules=rules,
                 sensitivity=planning.read_sensitivity(prepared.config.prune),
-                last=self._last(rules),
+                last=last,
             )
         except NothingToPrune as error:
             self.nothing = error
@@ -213,14 +209,14 @@ class _Steps:
         if self.last is None:
             return None
         prepared = self.session.prepared
-        looped = Looped(last=self.last, history={})
-        plan = PrunePlan.load(self.session.path(looped.plan))
+        plan = PrunePlan.load(self.session.path(_plan_of(self.last)))
         if self._graph is None:
             self._graph = planning.given(prepared.model, prepared.inputs, plan, rules).graph
-        return planning.Last(plan=plan, graph=self._graph, weights=load_state(self.session.path(looped.weights)))
+        weights = load_state(self.session.path(weights_of(self.last)))
+        return planning.Last(plan=plan, graph=self._graph, weights=weights)
 
     def _network(
-        self, plan: PrunePlan, rules: UserRules | None, checkpoint: str
+        self, plan: PrunePlan, rules: UserRules | None, last: planning.Last | None, checkpoint: str
     ) -> tuple[nn.Module, Json | None, Json | None]:
         """Return the rebuilt and trained network, with its metrics before and after training."""
         from edgeprune.compact import apply as compact
@@ -228,7 +224,6 @@ class _Steps:
         from edgeprune.compact.plans import prepared as entered
 
         prepared, config = self.session.prepared, self.session.prepared.config
-        last = self._last(rules)
         whole = prepared.model
         if last is not None:
             whole = entered(whole, prepared.inputs, split=config.prune.split_recurrent)
@@ -271,6 +266,10 @@ class _Steps:
         return whole if clean and reconstruction_source(prepared.workload)[0] is not None else prepared.model
 
 
+def _plan_of(record: StageRecord) -> str:
+    return next(name for name in record.outputs if name.endswith(".json"))
+
+
 HISTORY = ("number", "level", "state", "plan", "params", "macs", "pruned", "metrics")
 
 
@@ -280,9 +279,7 @@ def _values(metric: str | None, before: Json, after: Json) -> tuple[float, float
 
 
 def _metric(config: RunConfig, dense: StageRecord | None) -> str | None:
-    if dense is None:
-        return None
-    return config.finetune.metric or next(iter(dense.facts["metrics"]))
+    return leading_metric(dense.facts["metrics"], config.finetune.metric) if dense is not None else None
 
 
 def _check_floor(config: RunConfig, metric: str | None, dense: StageRecord | None) -> None:

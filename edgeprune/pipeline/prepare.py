@@ -7,22 +7,14 @@ directory is told here, in seconds, and not after an hour of training.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.config import RunConfig, SparsifyConfig
 from edgeprune.errors import ConfigError
-from edgeprune.pipeline.digests import (
-    absolute_rules,
-    code_digest,
-    code_path,
-    functions_digests,
-    inputs_digest,
-    seeded,
-    state_digest,
-)
+from edgeprune.pipeline.digests import absolute_rules, code_path, input_digests, seeded
 from edgeprune.pipeline.distributed import process_count
 from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.tuning import training_source
@@ -95,13 +87,9 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
     entered = enter(model, inputs)
     model = entered.model
     load_rules(config.prune.rules)
-    digests = {
-        "workload code": code_digest(workload, model),
-        "weights": state_digest(model.state_dict()),
-        "example inputs": inputs_digest(inputs),
-    } | functions_digests(config.prune)
+    digests = input_digests(workload, model, inputs, config.prune)
     notices = (*entered.notices, *_other_weights(config, digests))
-    align = target.align if config.prune.align == "target" else config.prune.align
+    align = align_of(config, target)
     name = workload.name if workload.name != "workload" else type(model).__name__.lower()
     _log.info("workload %s, network %s, target %s, align %s", workload.source, name, target.name, align)
     return Prepared(
@@ -115,6 +103,11 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
         digests=digests,
         notices=notices,
     )
+
+
+def align_of(config: RunConfig, target: Target) -> int:
+    """Return of what number kept units are a multiple: that of the settings, or the target's."""
+    return target.align if config.prune.align == "target" else config.prune.align
 
 
 def _other_weights(config: RunConfig, digests: dict[str, str]) -> tuple[Notice, ...]:
@@ -211,17 +204,22 @@ def check_strategy(config: RunConfig, *, measured: bool) -> None:
     """
     if config.prune.strategy != "layerwise":
         return
-    for key, clashes in (("prune.max_macs", config.prune.max_macs is not None), ("loop.steps", config.loop.active)):
-        if clashes:
-            raise ConfigError(
-                f"prune.strategy = 'layerwise' and {key} exclude each other",
-                fix="-s prune.strategy=at_once, or leave the other out",
-            )
+    _check_clashes(
+        "prune.strategy = 'layerwise'",
+        {"prune.max_macs": config.prune.max_macs is not None, "loop.steps": config.loop.active},
+        "-s prune.strategy=at_once, or leave the other out",
+    )
     if config.layerwise.order == "sensitivity" and not measured:
         raise ConfigError(
             "layerwise.order = 'sensitivity' needs a sensitivity",
             fix="edgeprune sensitivity WORKLOAD, then --sensitivity sensitivity",
         )
+
+
+def _check_clashes(setting: str, others: Mapping[str, bool], fix: str) -> None:
+    for key, clashes in others.items():
+        if clashes:
+            raise ConfigError(f"{setting} and {key} exclude each other", fix=fix)
 
 
 def check_loop(config: RunConfig, processes: int, has_metric: bool, source: str) -> None:
@@ -251,11 +249,11 @@ def check_gradual(config: RunConfig, workload: Workload) -> None:
     method = config.gradual.method
     if method is None:
         return
-    for key, clashes in (("loop.steps", config.loop.active), ("prune.strategy", config.prune.strategy != "at_once")):
-        if clashes:
-            raise ConfigError(
-                f"gradual.method = '{method}' and {key} exclude each other", fix="leave one of the two out"
-            )
+    _check_clashes(
+        f"gradual.method = '{method}'",
+        {"loop.steps": config.loop.active, "prune.strategy": config.prune.strategy != "at_once"},
+        "leave one of the two out",
+    )
     if training_source(workload)[0] is None:
         raise ConfigError(
             f"gradual.method = '{method}' prunes during training, and {workload.source} has no data",

@@ -12,13 +12,12 @@ from edgeprune import rundir
 from edgeprune.config import PruneConfig, RunConfig
 from edgeprune.errors import NothingToPrune, ResolveError
 from edgeprune.pipeline import planning
-from edgeprune.pipeline.digests import code_digest, functions_digests, inputs_digest, seeded, state_digest
+from edgeprune.pipeline.digests import input_digests, seeded
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import open_network
-from edgeprune.pipeline.networks import evaluate
-from edgeprune.pipeline.prepare import check_functions, check_settings
+from edgeprune.pipeline.prepare import align_of, check_functions, check_settings
 from edgeprune.pipeline.trials import FILE as TRIALS
-from edgeprune.pipeline.trials import Subject, Trials, trial_key, yardstick
+from edgeprune.pipeline.trials import Subject, Trials, metrics_of, subject_of, trial_key
 from edgeprune.pipeline.tuning import reconstruction_source, training_source
 from edgeprune.search.sensitivity import FILE, Sensitivity
 from edgeprune.targets import find_target
@@ -62,32 +61,20 @@ def sensitivity(config: RunConfig, *, listen: Listener) -> Json:
     check_functions(config, workload)
     folder = Path(config.output or "sensitivity")
     _check_output(folder)
-    align = find_target(config.target).align if config.prune.align == "target" else config.prune.align
+    align = align_of(config, find_target(config.target))
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     for notice in loaded.notices:
         listen(Event(stage="sensitivity", state="notice", notice=notice))
-    data, _ = reconstruction_source(workload)
-    measure = (lambda model: evaluate(workload, model) or {}) if workload.evaluate is not None else None
-    digests = {
-        "workload code": code_digest(workload, loaded.model),
-        "weights": state_digest(loaded.model.state_dict()),
-        "example inputs": inputs_digest(loaded.inputs),
-    } | functions_digests(config.prune)
-    subject = Subject(
-        model=loaded.model,
-        inputs=loaded.inputs,
-        yardstick=yardstick(
-            measure,
-            data,
-            loaded.model,
-            metric=config.finetune.metric,
-            samples=config.reconstruct.samples,
-            source=workload.source,
-        ),
-        data=data,
+    digests = input_digests(workload, loaded.model, loaded.inputs, config.prune)
+    subject = subject_of(
+        loaded.model,
+        loaded.inputs,
+        config,
+        evaluate=metrics_of(workload),
+        data=reconstruction_source(workload)[0],
         rules=load_rules(config.prune.rules),
-        seed=config.seed,
-        reconstruct=config.reconstruct if config.sensitivity.reconstruct else None,
+        reconstruct=config.sensitivity.reconstruct,
+        source=workload.source,
     )
     folder.mkdir(parents=True, exist_ok=True)
     with rundir.locked(folder):

@@ -20,7 +20,7 @@ from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.gradual import gradual_settings, pruned_weights, recipe_of
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
-from edgeprune.pipeline.prepare import check_format_packages, check_functions, check_settings
+from edgeprune.pipeline.prepare import align_of, check_format_packages, check_functions, check_settings
 from edgeprune.pipeline.sparsity import lost_zeros, sparsified
 from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
@@ -118,7 +118,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
     folders.check_prune_output(folder, folders.workload_reference(workload))
     chosen = PrunePlan.load(plan_path) if plan_path is not None else None
     measured = planning.read_sensitivity(config.prune)
-    align = find_target(config.target).align if config.prune.align == "target" else config.prune.align
+    align = align_of(config, find_target(config.target))
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     model, inputs = loaded.model, loaded.inputs
     listen(Event(stage="plan", state="begin"))

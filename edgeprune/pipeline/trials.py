@@ -21,7 +21,7 @@ from edgeprune.pipeline.networks import evaluate
 from edgeprune.pipeline.planning import given
 from edgeprune.pipeline.tuning import reconstructed_on, reconstruction_source
 from edgeprune.search.sensitivity import Source
-from edgeprune.values import Json, worsening
+from edgeprune.values import Json, leading_metric, worsening
 from edgeprune.workload import Workload
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Yardstick:
         Raises:
             ConfigError: The metric that was asked for is not among them.
         """
-        name = self.metric if self.metric is not None else next(iter(found))
+        name = leading_metric(found, self.metric)
         if name not in found:
             raise ConfigError(
                 f"finetune.metric = '{name}', and evaluate() returns {', '.join(found)}",
@@ -86,8 +86,9 @@ class Subject:
         small = compact(self.model, plan, self.inputs, graph, self.rules).model
         if self.reconstruct is None or self.data is None or self.reconstruct.samples == 0:
             return small
-        found = self.data()
-        return reconstructed_on(found, small, self.model, plan, self.inputs, self.reconstruct, self.rules, ignore).model
+        return reconstructed_on(
+            self.data(), small, self.model, plan, self.inputs, self.reconstruct, self.rules, ignore, graph
+        ).model
 
 
 @dataclass(slots=True, kw_only=True)
@@ -191,21 +192,57 @@ def layerwise_of(
         return None
     from edgeprune.graph.rules.custom import load_rules
 
-    data, _ = reconstruction_source(workload)
-    own = (lambda network: evaluate(workload, network) or {}) if workload.evaluate is not None else None
-    subject = Subject(
-        model=model,
-        inputs=inputs,
-        yardstick=yardstick(
-            own, data, model, metric=config.finetune.metric, samples=config.reconstruct.samples, source=workload.source
-        ),
-        data=data,
+    subject = subject_of(
+        model,
+        inputs,
+        config,
+        evaluate=metrics_of(workload),
+        data=reconstruction_source(workload)[0],
         rules=load_rules(config.prune.rules),
-        seed=config.seed,
-        reconstruct=config.reconstruct if config.layerwise.reconstruct else None,
+        reconstruct=config.layerwise.reconstruct,
+        source=workload.source,
     )
     trials = Trials(subject=subject, path=path, key=trial_key(config, subject, digests))
     return Layerwise(config=config.layerwise, metric=trials.dense()[0], measure=trials.of, listen=listen)
+
+
+def metrics_of(workload: Workload) -> Evaluate | None:
+    """Return the user's metrics of a network as a function, None where the workload has none."""
+    return (lambda model: evaluate(workload, model) or {}) if workload.evaluate is not None else None
+
+
+def subject_of(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    config: RunConfig,
+    *,
+    evaluate: Evaluate | None,
+    data: Data | None,
+    rules: UserRules | None,
+    reconstruct: bool,
+    source: str,
+) -> Subject:
+    """Return a dense network with how it is measured, from the settings of a run.
+
+    Args:
+        evaluate: The user's metrics of a network; without it the error of the outputs on data counts.
+        reconstruct: Solve for the weights that are left before each measurement.
+        source: Where functions are missing, for messages.
+
+    Raises:
+        ConfigError: There is neither a metric nor data.
+    """
+    return Subject(
+        model=model,
+        inputs=inputs,
+        yardstick=yardstick(
+            evaluate, data, model, metric=config.finetune.metric, samples=config.reconstruct.samples, source=source
+        ),
+        data=data,
+        rules=rules,
+        seed=config.seed,
+        reconstruct=config.reconstruct if reconstruct else None,
+    )
 
 
 def yardstick(

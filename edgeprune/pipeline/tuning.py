@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.dynamic import Recipe
+    from edgeprune.graph import ChannelGraph
     from edgeprune.graph.flow import UserRules
     from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.reconstruct import Reconstructed
@@ -105,14 +106,11 @@ def reconstructed(
     """
     from edgeprune.reconstruct import made_up
 
-    def progress(done: int, total: int) -> None:
-        listen(Event(stage="reconstruct", state="progress", done=float(done), total=float(total)))
-
     notices = []
     try:
         data, source = reconstruction_source(workload)
         if data is None:
-            samples, shaped = made_up(dense, inputs, config.samples, progress=progress)
+            samples, shaped = made_up(dense, inputs, config.samples, progress=_told(listen))
             source = "inputs made up from BatchNorm statistics" if shaped else "noise"
             notices.append(_made_up_notice(workload, source))
             batches_found: Iterable[Any] = [(sample,) for sample in samples]
@@ -143,26 +141,29 @@ def reconstructed_on(
     config: ReconstructConfig,
     rules: UserRules | None,
     listen: Listener,
+    graph: ChannelGraph | None = None,
 ) -> Reconstructed:
     """Return what solving on some batches gives, with the settings of a run.
+
+    Args:
+        graph: The channel groups of the network without the plan's blocks, where they are already known.
 
     Raises:
         ModelError: The batches do not fit, or a layer's inputs are not finite.
         VerificationError: The network with the new weights does not give what was solved for.
     """
-    from edgeprune.reconstruct import Settings, reconstruct_plan
+    from edgeprune.reconstruct import reconstruct_plan, settings_of
 
-    settings = Settings(
-        samples=config.samples,
-        memory_bytes=config.memory_mb << 20,
-        max_unknowns=config.max_unknowns,
-        ridge=config.ridge,
-    )
+    return reconstruct_plan(small, dense, plan, inputs, found, settings_of(config), rules, _told(listen), graph)
+
+
+def _told(listen: Listener) -> Callable[[int, int], None]:
+    """Return a progress function for the solving of layers and what comes before it, that tells the listener."""
 
     def progress(done: int, total: int) -> None:
         listen(Event(stage="reconstruct", state="progress", done=float(done), total=float(total)))
 
-    return reconstruct_plan(small, dense, plan, inputs, found, settings, rules, progress)
+    return progress
 
 
 def tuned(

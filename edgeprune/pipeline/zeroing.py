@@ -15,16 +15,14 @@ from edgeprune.rundir import StageKey, StageRecord
 from edgeprune.values import Json
 
 
-def train(session: Session) -> StageRecord | None:
-    """Train the dense network and zero its units meanwhile, where the settings say so.
+def train(session: Session) -> StageRecord:
+    """Train the dense network and zero its units meanwhile.
 
     Writes `trained.safetensors`, the weights with their zeros, and `zeroed.json`, the plan that removes those units.
     The teacher, where there is one, is the dense network as it was given.
     """
     prepared = session.prepared
     whole = prepared.config
-    if not whole.gradual.of_units:
-        return None
     config = training_config(whole)
     settings: Json = {f"finetune.{k}": v for k, v in config.model_dump(mode="json").items() if k not in IRRELEVANT}
     settings |= gradual_settings(whole) | {"prune.align": prepared.align, "seed": whole.seed}

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.errors import ModelError
 from edgeprune.graph import ChannelGraph
-from edgeprune.graph.capture import UNNUMBERED, Ref, attention_in_parts
+from edgeprune.graph.capture import Ref, attention_in_parts
 from edgeprune.graph.labels import Ids
-from edgeprune.graph.operators import bind, operator_name
+from edgeprune.graph.numbered import NumberedCalls
+from edgeprune.graph.operators import bind
 from edgeprune.graph.structure import shared_copy
 
 _READERS = frozenset(
@@ -84,22 +84,16 @@ def _readers(graph: ChannelGraph) -> dict[int, tuple[str, str, int, Ids]]:
     return found
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts calls as the recorder did and sums up what the readers take in."""
+class _Watcher(NumberedCalls):  # type: ignore[no-untyped-call]
+    """Sums up what the readers take in."""
 
     def __init__(self, readers: Mapping[int, tuple[str, str, int, Ids]], kind: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.found: list[tuple[Ids, NDArray[np.float64]]] = []
         self._readers, self._kind = readers, kind
-        self._index = -1
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        base = operator_name(func)
-        self._index += base not in UNNUMBERED
-        reader = self._readers.get(self._index) if base not in UNNUMBERED else None
+    def call(self, index: int, base: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        reader = self._readers.get(index)
         if reader is not None:
             name, argument, axis, units = reader
             tensor = bind(func, args, kwargs).get(argument)

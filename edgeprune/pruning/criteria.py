@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from edgeprune.graph.classes import BLOCKED
 from edgeprune.graph.structure import copy_model
 from edgeprune.pruning.activations import activation_scores
 from edgeprune.pruning.filters import distances
-from edgeprune.pruning.gradients import curvature, taylor
+from edgeprune.pruning.gradients import curvature, sum_over_others, taylor
 from edgeprune.workload import import_code
 
 logger = logging.getLogger(__name__)
@@ -149,11 +148,11 @@ def _magnitudes(model: nn.Module, graph: ChannelGraph, power: int) -> dict[tuple
             continue
         if axis == BLOCKED:
             blocks = tensor.detach().chunk(units.shape[1] // tensor.shape[1])
-            found = torch.cat([_sum_over_others(_powers_summed(block, power)[1], 0) for block in blocks])
+            found = torch.cat([sum_over_others(_powers_summed(block, power)[1], 0) for block in blocks])
         else:
             if name not in sums:
                 sums[name] = _powers_summed(tensor.detach(), power)
-            found = sums[name][0] if axis == 0 else _sum_over_others(sums[name][1], axis - 1)
+            found = sums[name][0] if axis == 0 else sum_over_others(sums[name][1], axis - 1)
         values[(name, axis)] = found.cpu().numpy()
     return values
 
@@ -171,12 +170,6 @@ def _powers_summed(weight: torch.Tensor, power: int) -> tuple[torch.Tensor, torc
         rows.append(powers.sum(dim=1))
         columns += powers.sum(dim=0)
     return torch.cat(rows), columns.view(weight.shape[1:])
-
-
-def _sum_over_others(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    """Return the sums over all dimensions but one."""
-    others = [dim for dim in range(tensor.dim()) if dim != axis]
-    return tensor.sum(dim=others) if others else tensor
 
 
 def _gather(graph: ChannelGraph, groups: Iterable[Group], values: dict[tuple[str, int], NDArray[np.float64]]) -> Scores:
@@ -198,15 +191,20 @@ def _gather(graph: ChannelGraph, groups: Iterable[Group], values: dict[tuple[str
     return {group.name: total for group, total in zip(chosen, totals, strict=True)}
 
 
-def _norm_scales(model: nn.Module, graph: ChannelGraph) -> Scores:
-    """Return the mean |scale| per unit over a group's normalisations, for the free groups that have any."""
-    scales = {
-        f"{path}.weight": module.weight.detach().double().abs().cpu().numpy()
+def norm_scales(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the scales of normalisations that have one for each channel, by name."""
+    return {
+        f"{path}.weight": module.weight
         for path, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm)
         and isinstance(module.weight, torch.Tensor)
         and module.weight.dim() == 1
     }
+
+
+def _norm_scales(model: nn.Module, graph: ChannelGraph) -> Scores:
+    """Return the mean |scale| per unit over a group's normalisations, for the free groups that have any."""
+    scales = {name: scale.detach().double().abs().cpu().numpy() for name, scale in norm_scales(model).items()}
     found = {dim: scales[dim[0]] for dim in graph.dims if dim[0] in scales}
     normed = []
     for group in graph.free:
@@ -215,8 +213,3 @@ def _norm_scales(model: nn.Module, graph: ChannelGraph) -> Scores:
         else:
             logger.info("group %s has no normalisation; bn_scale falls back to l2 there", group.name)
     return _gather(graph, normed, found)
-
-
-def first(batches: Iterable[Any], count: int) -> list[Any]:
-    """Return up to `count` batches."""
-    return list(islice(batches, count))

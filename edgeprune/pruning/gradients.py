@@ -131,6 +131,11 @@ def _sums(tensor: torch.Tensor, axis: int, size: int) -> NDArray[np.float64]:
     if axis == BLOCKED:
         tensor = tensor.reshape(size // tensor.shape[1], -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
         axis = 0
-    others = [dim for dim in range(tensor.dim()) if dim != axis]
-    result: NDArray[np.float64] = (tensor.sum(dim=others) if others else tensor).cpu().numpy()
+    result: NDArray[np.float64] = sum_over_others(tensor, axis).cpu().numpy()
     return result
+
+
+def sum_over_others(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return the sums over all dimensions but one."""
+    others = [dim for dim in range(tensor.dim()) if dim != axis]
+    return tensor.sum(dim=others) if others else tensor

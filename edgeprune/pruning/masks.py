@@ -14,6 +14,7 @@ from torch import nn
 
 from edgeprune.errors import ConfigError, VerificationError
 from edgeprune.graph.enter import unwrapped
+from edgeprune.pruning.hold import Kept, Zeros, zero_
 from edgeprune.values import Json
 
 
@@ -60,9 +61,7 @@ class Masks:
         Raises:
             ConfigError: The masks were made for another network.
         """
-        with torch.no_grad():
-            for parameter, mask in self._pairs(model):
-                parameter.masked_fill_(~mask.to(parameter.device), 0.0)
+        zero_(self._parameters(model), self.kept)
 
     def check(self, model: nn.Module) -> None:
         """Check that every pruned weight of a network is 0.0.
@@ -71,10 +70,11 @@ class Masks:
             ConfigError: The masks were made for another network.
             VerificationError: A pruned weight is not zero.
         """
-        for (name, mask), (parameter, _) in zip(self.kept.items(), self._pairs(model), strict=True):
-            alive = (parameter.detach() != 0) & ~mask.to(parameter.device)
+        for name, parameter in self._parameters(model).items():
+            pruned = ~self.kept[name].to(parameter.device)
+            alive = (parameter.detach() != 0) & pruned
             if alive.any():
-                count, total = int(alive.sum()), int((~mask).sum())
+                count, total = int(alive.sum()), int(pruned.sum())
                 raise VerificationError(
                     f"{count} of {total} pruned weights of '{name}' are not zero",
                     fix="hold them while training: masks.hold(model, optimizer), or finetune(..., masks=masks)",
@@ -93,17 +93,17 @@ class Masks:
             ConfigError: The masks were made for another network, or the optimiser trains none of its pruned weights.
         """
         self.apply_(model)
-        pairs = self._pairs(model)
+        parameters = self._parameters(model)
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not any(id(parameter) in own for parameter, _ in pairs):
+        if not any(id(parameter) in own for parameter in parameters.values()):
             raise ConfigError(
                 "the optimizer holds none of the pruned weights",
                 fix="make it over the parameters of the sparse network",
             )
-        return Hold(pairs, optimizer)
+        return Hold(parameters, self.kept, optimizer)
 
-    def _pairs(self, model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
-        """Return every masked parameter of a network with its mask."""
+    def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the masked parameters of a network, by name in the order of the masks."""
         parameters = dict(unwrapped(model).named_parameters(remove_duplicate=False))
         for name, mask in self.kept.items():
             if name not in parameters or parameters[name].shape != mask.shape:
@@ -112,31 +112,21 @@ class Masks:
                     f"the masks are of another network: '{name}' is {tuple(mask.shape)} and {found}",
                     fix="make them for this network: sparsify(model, ...)",
                 )
-        return [(parameters[name], mask) for name, mask in self.kept.items()]
+        return {name: parameters[name] for name in self.kept}
 
 
 class Hold:
     """Hooks on parameters and their optimiser that keep pruned weights at zero, until `remove`."""
 
-    def __init__(self, pairs: list[tuple[nn.Parameter, torch.Tensor]], optimizer: torch.optim.Optimizer) -> None:
-        self._pruned = [(parameter, ~mask.to(parameter.device)) for parameter, mask in pairs]
-        trained = [(parameter, pruned) for parameter, pruned in self._pruned if parameter.requires_grad]
-        self._handles: list[Any] = [_on_gradient(parameter, pruned) for parameter, pruned in trained]
-        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+    def __init__(self, parameters: dict[str, nn.Parameter], kept: Kept, optimizer: torch.optim.Optimizer) -> None:
+        self._zeros = Zeros(parameters)
+        self._zeros.kept = {name: mask.to(parameters[name].device) for name, mask in kept.items()}
+        self._handle = optimizer.register_step_post_hook(self._after_step)
 
     def remove(self) -> None:
         """Let the optimiser move all weights again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._handle.remove()
+        self._zeros.release()
 
     def _after_step(self, *_: Any) -> None:
-        with torch.no_grad():
-            for parameter, pruned in self._pruned:
-                parameter.masked_fill_(pruned.to(parameter.device), 0.0)
-
-
-def _on_gradient(parameter: nn.Parameter, pruned: torch.Tensor) -> Any:
-    """Set the gradient of pruned weights to zero whenever one is computed, also where it is not finite."""
-    hooked: Any = parameter
-    return hooked.register_hook(lambda gradient: gradient.masked_fill(pruned.to(gradient.device), 0.0))
+        self._zeros.apply_()

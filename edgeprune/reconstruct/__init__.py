@@ -5,7 +5,7 @@ of ThiNet (Luo et al. 2017) and of channel pruning by He et al. (2017), done for
 """
 
 from edgeprune.reconstruct.network import Reconstructed, Settings, reconstruct
-from edgeprune.reconstruct.plan import reconstruct_plan
+from edgeprune.reconstruct.plan import reconstruct_plan, settings_of
 from edgeprune.reconstruct.synthetic import made_up
 
-__all__ = ["Reconstructed", "Settings", "made_up", "reconstruct", "reconstruct_plan"]
+__all__ = ["Reconstructed", "Settings", "made_up", "reconstruct", "reconstruct_plan", "settings_of"]

@@ -8,12 +8,13 @@ left of the errors before it, and nothing has to be run twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from edgeprune.compact.replay import Replay, Step, last_uses, replay
+from edgeprune.compact.verify import difference, run
 from edgeprune.errors import ModelError, VerificationError
 from edgeprune.graph import ChannelGraph
 from edgeprune.graph.capture import Call, Record, Ref
@@ -62,7 +63,7 @@ class Reconstructed:
     error_before: float
     error_after: float
     improved: bool
-    left_out: tuple[Json, ...] = field(default=())
+    left_out: tuple[Json, ...] = ()
 
     def facts(self) -> Json:
         """Return what is kept of it beside the network."""
@@ -352,8 +353,6 @@ class _Walk:
         Raises:
             VerificationError: It does not.
         """
-        from edgeprune.compact.verify import difference, run
-
         with torch.inference_mode():
             expected = replay(self.record, self.steps, self.start | self.solved, sample)
         found = difference(expected, run(copy_model(changed).eval(), sample), _AGREEMENT)

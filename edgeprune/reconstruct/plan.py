@@ -10,12 +10,24 @@ from torch import nn
 
 from edgeprune.compact import analyse, remove_blocks
 from edgeprune.compact.plans import check_fits, output_of, prepared
+from edgeprune.config import ReconstructConfig
 from edgeprune.errors import ModelError
+from edgeprune.graph import ChannelGraph
 from edgeprune.graph.flow import UserRules
 from edgeprune.pruning import PrunePlan
 from edgeprune.reconstruct.network import Inputs, Progress, Reconstructed, Settings, reconstruct, slices
 from edgeprune.training.batches import model_inputs, to_device
 from edgeprune.workload import as_inputs
+
+
+def settings_of(config: ReconstructConfig) -> Settings:
+    """Return what a section of a run's settings means."""
+    return Settings(
+        samples=config.samples,
+        memory_bytes=config.memory_mb << 20,
+        max_unknowns=config.max_unknowns,
+        ridge=config.ridge,
+    )
 
 
 def reconstruct_plan(
@@ -27,6 +39,7 @@ def reconstruct_plan(
     settings: Settings | None = None,
     rules: UserRules | None = None,
     progress: Progress | None = None,
+    graph: ChannelGraph | None = None,
 ) -> Reconstructed:
     """Return the pruned network with weights that bring every layer closest to the dense network's.
 
@@ -36,6 +49,7 @@ def reconstruct_plan(
         inputs: Example tensors; the batches' samples must have their shape.
         batches: Of the user's data, labels allowed; only as many are read as the settings ask for.
         rules: The user's rules for operators, as the plan was made with.
+        graph: The channel groups of the network without the plan's blocks, where they are already known.
 
     Raises:
         ConfigError: The plan does not fit the network.
@@ -46,7 +60,7 @@ def reconstruct_plan(
     inputs = as_inputs(inputs)
     whole = prepared(dense, inputs, split=bool(plan.settings.get("split_recurrent")))
     shallow = remove_blocks(whole, plan.blocks, inputs) if plan.blocks else whole
-    graph = analyse(shallow, inputs, output_of(plan), rules)
+    graph = graph or analyse(shallow, inputs, output_of(plan), rules)
     check_fits(graph, plan)
     if graph.branching:
         raise ModelError(

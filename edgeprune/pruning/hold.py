@@ -15,8 +15,8 @@ Watch = Callable[[str, torch.Tensor], None]
 class Zeros:
     """Which values of some parameters stay, by name in `kept`; it may be replaced at any time.
 
-    The gradients of pruned values are zero as soon as they are computed, so that neither a gradient norm nor the
-    optimiser's memory knows of them; `apply_` sets the values themselves.
+    The gradients of pruned values are zero as soon as they are computed, also where they are not finite, so that
+    neither a gradient norm nor the optimiser's memory knows of them; `apply_` sets the values themselves.
 
     Args:
         watch: Called with a parameter's name and its whole gradient before that.
@@ -33,7 +33,7 @@ class Zeros:
             if self._watch is not None:
                 self._watch(name, gradient)
             kept = self.kept.get(name)
-            return gradient if kept is None else gradient.masked_fill(~kept, 0.0)
+            return gradient if kept is None else gradient.masked_fill(~kept.to(gradient.device), 0.0)
 
         hooked: Any = parameter
         return hooked.register_hook(on_gradient)
@@ -53,7 +53,7 @@ def zero_(parameters: Mapping[str, nn.Parameter], kept: Kept) -> None:
     """Set the values of parameters to 0.0 that do not stay."""
     with torch.no_grad():
         for name, stays in kept.items():
-            parameters[name].masked_fill_(~stays, 0.0)
+            parameters[name].masked_fill_(~stays.to(parameters[name].device), 0.0)
 
 
 def shrink_(parameters: Mapping[str, nn.Parameter], kept: Kept, factor: float) -> None:
