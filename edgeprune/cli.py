@@ -66,7 +66,8 @@ prune_options = options(
     _setting("--target", metavar="NAME", help="Device profile, or a TOML file of yours."),
     _setting("--ratio", type=float, help="Fraction of units to remove, in [0, 1).  [default: 0.5]"),
     _setting("--depth", type=float, help="Fraction of the residual blocks to remove whole.  [default: 0]"),
-    _setting("--max-macs", metavar="LIMIT", help="Instead of a ratio: 0.5x, 120M or 1.2G."),
+    _setting("--max-macs", metavar="LIMIT", help="Instead of a ratio, what may be left: 0.5x, 120M or 1.2G."),
+    _setting("--max-params", metavar="LIMIT", help="The same for parameters: 0.5x or 2M."),
     _setting("--sensitivity", metavar="PATH", help="Choose ratios by what  edgeprune sensitivity  measured."),
 )
 budget_options = options(
@@ -146,6 +147,29 @@ def inspect(console: Console, network: str | None, overrides: tuple[str, ...], *
     with console.work():
         found = steps.inspect(config)
     console.show(inspect_text(found, width()), found)
+
+
+@cli.command()
+@click.argument("workload", required=False)
+@network_options
+@_setting("--target", metavar="NAME", help="Device profile, or a TOML file of yours.")
+@_setting("--ratio", type=float, help="Fraction of units to remove, in [0, 1).  [default: 0.5]")
+@_setting("--max-macs", metavar="LIMIT", help="Instead of a ratio, what may be left: 0.5x, 120M or 1.2G.")
+@_setting("--max-params", metavar="LIMIT", help="The same for parameters: 0.5x or 2M.")
+@_setting("--max-size", metavar="SIZE", help="A file may have, such as 2MB.")
+@_setting("--max-latency", metavar="TIME", help="A forward may take, such as 15ms.")
+@settings_option
+@console_options
+def advise(console: Console, overrides: tuple[str, ...], **values: Any) -> None:
+    """Propose how to compress WORKLOAD: settings for its network, data and budget, and what they rest on."""
+    from edgeprune.report.commands import advice_text
+
+    config = _settings(overrides, values)
+    from edgeprune.pipeline import advising
+
+    with console.work():
+        found = advising.advice(config)
+    console.show(advice_text(found, width()), found)
 
 
 @cli.command()
@@ -382,6 +406,7 @@ def _compress(console: Console, config: RunConfig) -> int:
 _KEYS = {
     "ratio": "prune.ratio",
     "max_macs": "prune.max_macs",
+    "max_params": "prune.max_params",
     "depth": "prune.depth",
     "sensitivity": "prune.sensitivity",
     "epochs": "finetune.epochs",
@@ -394,10 +419,11 @@ def _settings(overrides: tuple[str, ...], values: dict[str, Any]) -> RunConfig:
     from edgeprune.pipeline.start import read_settings
 
     given = {_KEYS.get(name, name): value for name, value in values.items() if value is not None}
-    if "prune.ratio" in given and "prune.max_macs" in given:
-        raise ConfigError("--ratio and --max-macs exclude each other", fix="give one of them")
-    if "prune.ratio" in given:
-        given["prune.max_macs"] = None
+    goals = {"prune.ratio": "--ratio", "prune.max_macs": "--max-macs", "prune.max_params": "--max-params"}
+    if len(asked := [goals[key] for key in goals if key in given]) > 1:
+        raise ConfigError(f"{' and '.join(asked)} exclude each other", fix="give one of them")
+    if asked:
+        given |= {key: None for key in ("prune.max_macs", "prune.max_params") if key not in given}
     return read_settings(overrides, given)
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from edgeprune.errors import ConfigError, ResolveError
-from edgeprune.values import Json
+from edgeprune.values import Countable, Json
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -29,9 +29,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PruneConfig(Section):
-    """What to remove. `ratio` is the fraction of units removed; `max_macs` (such as `0.5x`) replaces it.
+_COMBINATION = "setting_combination"
 
+
+def _refuse(text: str, fix: str) -> NoReturn:
+    """Refuse settings that are right one by one and wrong together."""
+    raise PydanticCustomError(_COMBINATION, "{text}", {"text": text, "fix": fix})
+
+
+class PruneConfig(Section):
+    """What to remove. `ratio` is the fraction of units removed; `max_macs` or `max_params` (`0.5x`) replaces it.
+
+    In attention, `attention` removes the same share of every head's width, or whole `heads`. `streams` `whole` leaves
+    alone what many layers write and normalisations count, such as the residual stream of a Transformer, as long as
+    there is anything else.
     `depth` is the fraction of the removable residual blocks that go whole; `blocks` names some that go in any case.
     `rules` name the user's rules for operators, as `package.module:function` or `rules.py:function`.
     `output` says what may come out: `eager` the user's own module only, `graph` recorded calls, `auto` the first of
@@ -42,10 +53,13 @@ class PruneConfig(Section):
 
     ratio: Ratio = 0.5
     max_macs: str | None = None
+    max_params: str | None = None
     depth: Ratio = 0.0
     blocks: tuple[str, ...] = ()
     criterion: str = "l2"
     scope: Literal["global", "local"] = "local"
+    attention: Literal["width", "heads"] = "width"
+    streams: Literal["whole", "free"] = "whole"
     output: Literal["auto", "eager", "graph"] = "auto"
     split_recurrent: bool = False
     align: Count | Literal["target"] = "target"
@@ -56,6 +70,20 @@ class PruneConfig(Section):
     rules: tuple[str, ...] = ()
     sensitivity: str | None = None
     strategy: Literal["at_once", "layerwise"] = "at_once"
+
+    @property
+    def budget(self) -> tuple[Countable, str] | None:
+        """What may be left, and how much of it, if that was asked for instead of a ratio."""
+        if self.max_params is not None:
+            return "params", self.max_params
+        return ("macs", self.max_macs) if self.max_macs is not None else None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.max_macs is not None and self.max_params is not None:
+            text = f"prune.max_macs = '{self.max_macs}' and prune.max_params = '{self.max_params}' exclude each other"
+            _refuse(text, "keep the one that matters more, run, and tighten it if the other is not met")
+        return self
 
 
 class LayerwiseConfig(Section):
@@ -108,7 +136,6 @@ _METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "block": (("amount", "block"), ("scope",)),
 }
 _EXAMPLES = {"threshold": 0.01, "rate": 0.5, "amount": 0.8, "pattern": "2:4", "block": "4x1"}
-_COMBINATION = "setting_combination"
 
 
 def _pair(text: str, separator: str, name: str, example: str) -> tuple[int, int]:
@@ -116,11 +143,6 @@ def _pair(text: str, separator: str, name: str, example: str) -> tuple[int, int]
     if found is None:
         _refuse(f"sparsify.{name} = '{text}' is not two whole numbers", f"such as {example}")
     return int(found[1]), int(found[2])
-
-
-def _refuse(text: str, fix: str) -> NoReturn:
-    """Refuse settings that are right one by one and wrong together."""
-    raise PydanticCustomError(_COMBINATION, "{text}", {"text": text, "fix": fix})
 
 
 class SparsifyConfig(Section):
@@ -311,7 +333,7 @@ class RunConfig(Section):
             text = f"gradual.method = '{method}' needs sparsify.method, one of {', '.join(_BY_AND_BY)}"
             _refuse(text, "-s sparsify.method=magnitude -s sparsify.amount=0.8")
         if self.gradual.of_units:
-            removes = prune.ratio > 0 or prune.max_macs is not None or any(prune.ratios.values())
+            removes = prune.ratio > 0 or prune.budget is not None or any(prune.ratios.values())
             for wrong, what, fix in (
                 (not removes, "prune.ratio = 0, which removes nothing", "-s prune.ratio=0.5"),
                 (prune.depth > 0 or bool(prune.blocks), "prune.depth or prune.blocks", "remove blocks in a run before"),

@@ -28,7 +28,7 @@ from edgeprune.graph.cost import count_macs
 from edgeprune.graph.flow import Flow
 from edgeprune.graph.groups import Balance
 from edgeprune.pruning import GroupPlan, PrunePlan, make_plan, score
-from edgeprune.pruning.select import remaining_macs
+from edgeprune.pruning.budget import remaining_macs
 from tests.legal import halves, legal
 from tests.masking import largest_difference, masked_by_hooks
 

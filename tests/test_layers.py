@@ -32,7 +32,7 @@ LAYERS = (
     ("devices",),
     ("export",),
     ("bench",),
-    ("search",),
+    ("search", "advice"),
     ("report",),
     ("rundir",),
     ("pipeline",),

@@ -183,7 +183,7 @@ def test_inspect_table_names_what_is_pinned_and_how_to_free_it() -> None:
             "params": 1_118_000,
             "pinned": None,
             "where": None,
-            "rests_for": ["attn.qkv"],
+            "rests": "shares positions with attn.qkv",
             "macs_share": 0.098,
         },
         {
@@ -199,7 +199,7 @@ def test_inspect_table_names_what_is_pinned_and_how_to_free_it() -> None:
     assert text.inspect_table(network, groups, 120).splitlines() == [
         "ResNet18  11.18 M params  0.56 GMACs  44.7 MB float32  inputs (1, 3, 32, 32) float32",
         " group     units  channels  tensors  of params  of MACs  prunable",
-        " conv1        64        64       11      10.0%     9.8%  yes  rests: attn.qkv goes instead",
+        " conv1        64        64       11      10.0%     9.8%  yes  rests: shares positions with attn.qkv",
         " attn.qkv      -        96        -          -        -  no   torch.einsum is unknown at workload.py:31",
         "2 groups, 1 prunable, covering 97.9% of MACs",
         "to prune attn.qkv too: rewrite einsum as matmul",

@@ -19,7 +19,7 @@ from edgeprune.graph.capture import record
 from edgeprune.graph.cost import count_macs
 from edgeprune.graph.flow import RULES
 from edgeprune.graph.structure import output_tensors
-from edgeprune.pruning.select import remaining_macs
+from edgeprune.pruning.budget import remaining_macs
 from tests.test_rules import FAST
 
 

@@ -16,7 +16,7 @@ from edgeprune.compact.outputs import compact
 from edgeprune.graph import trace
 from edgeprune.graph.cost import count_macs
 from edgeprune.graph.rules.einsum import parse
-from edgeprune.pruning.select import remaining_macs
+from edgeprune.pruning.budget import remaining_macs
 from tests.test_rules import FAST
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from edgeprune.compact import analyse
 from edgeprune.compact.outputs import compact
+from edgeprune.config import PruneConfig
 from edgeprune.graph import trace
 from edgeprune.pruning.select import resting
 from tests.rearrangements import axis_of, shapes
@@ -225,6 +226,6 @@ def test_convolutions_of_any_rank_and_grouping_compact_exactly(seed: int, transp
     graph = analyse(model, inputs)
     assert trace(model, inputs).free
     for group in graph.free:
-        if group.size > 1 and group.name not in resting(graph):
+        if group.size > 1 and group.name not in resting(graph, PruneConfig()):
             keep = {group.name: tuple(range(0, group.size, 2))}
             assert compact(model, graph, keep, inputs).check.max_rel < 1e-9

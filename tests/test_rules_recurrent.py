@@ -21,7 +21,7 @@ from edgeprune.graph import ChannelGraph, trace
 from edgeprune.graph.capture import Ref, record
 from edgeprune.graph.cost import count_macs, count_params
 from edgeprune.graph.flow import Flow
-from edgeprune.pruning.select import remaining_macs
+from edgeprune.pruning.budget import remaining_macs
 from tests.recurrent_case import KINDS, STATES, Around, Form, written_out
 
 FAST = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -19,7 +19,8 @@ from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph import ChannelGraph, trace
 from edgeprune.graph.cost import count_macs
 from edgeprune.pruning import PrunePlan, make_plan, score
-from edgeprune.pruning.select import _round, remaining_macs, resting
+from edgeprune.pruning.budget import remaining_macs
+from edgeprune.pruning.select import _round, resting
 from tests.zoo import NETWORKS
 
 
@@ -207,12 +208,70 @@ def test_groups_that_share_positions_are_not_pruned_both() -> None:
     case = Case(model, 2, 3, 4, 4)
     assert {group.size for group in case.graph.free} == {8}
     assert len(case.graph.free) == 2
-    assert len(resting(case.graph)) == 1
+    assert len(resting(case.graph, PruneConfig())) == 1
     for ratio in (0.25, 0.5, 0.75):
         plan = case.plan(ratio=ratio)
         assert len(plan.keep) == 1
         (mask,) = [mask for (name, dim), mask in case.graph.masks(plan.keep).items() if (name, dim) == ("0.weight", 0)]
         assert mask.mean() == 1 - ratio
+
+
+class Tokens(nn.Module):
+    """Two layers of a Transformer, 32 wide, four heads of 8."""
+
+    def __init__(self, norm: Callable[[], nn.Module] = lambda: nn.LayerNorm(32)) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 32), nn.Linear(32, 3)
+        self.norms = nn.ModuleList(norm() for _ in range(4))
+        self.qkv = nn.ModuleList(nn.Linear(32, 96) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+        self.wide = nn.ModuleList(nn.Linear(32, 48) for _ in range(2))
+        self.narrow = nn.ModuleList(nn.Linear(48, 32) for _ in range(2))
+
+    def forward(self, x):
+        x = self.enter(x)
+        for n in range(2):
+            q, k, v = self.qkv[n](self.norms[2 * n](x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+            x = x + self.out[n](F.scaled_dot_product_attention(q, k, v, scale=0.35).transpose(1, 2).flatten(2))
+            x = x + self.narrow[n](F.gelu(self.wide[n](self.norms[2 * n + 1](x))))
+        return self.leave(x)
+
+
+def _tensors(case: Case, **settings: Any) -> dict[str, tuple[int, ...]]:
+    small = apply(case.model, case.plan(ratio=0.5, **settings), case.inputs, case.graph).model
+    return {name: tuple(tensor.shape) for name, tensor in small.state_dict().items() if name.endswith("weight")}
+
+
+def test_a_stream_is_left_whole_and_attention_loses_width() -> None:
+    torch.manual_seed(0)
+    case = Case(Tokens(), 2, 5, 6)
+    assert [group.name for group in case.graph.groups if group.stream] == ["enter"]
+    shapes = _tensors(case)
+    assert (shapes["enter.weight"], shapes["wide.0.weight"], shapes["qkv.0.weight"]) == ((32, 6), (24, 32), (48, 32))
+    rest = resting(case.graph, PruneConfig(attention="heads"))
+    heads = [group for group in case.graph.free if group.name in rest]
+    assert {group.size for group in heads if group.inside_heads} == {8}
+    for attention in ("width", "heads"):
+        assert _tensors(case, attention=attention, streams="free")["enter.weight"] == (16, 6)
+    width, whole = (case.plan(ratio=0.5, attention=attention).keep for attention in ("width", "heads"))
+    sizes = {group.name: group.size for group in case.graph.free}
+    assert {sizes[name] for name in width if len(width[name]) < sizes[name]} == {8, 48}
+    assert {sizes[name] for name in whole if len(whole[name]) < sizes[name]} == {4, 48}
+
+
+def test_a_stream_is_pruned_where_its_ratio_is_named_or_nothing_else_is_free() -> None:
+    torch.manual_seed(0)
+    case = Case(Tokens(), 2, 5, 6)
+    assert len(case.plan(ratio=0.5, ratios={"enter": 0.25}).keep["enter"]) == 24
+    others = [group.name for group in case.graph.free if not group.stream]
+    assert len(case.plan(ratio=0.5, keep=tuple(others)).keep["enter"]) == 16
+
+
+def test_without_a_norm_that_counts_it_a_shortcut_is_no_stream() -> None:
+    torch.manual_seed(0)
+    case = Case(Tokens(nn.Identity), 2, 5, 6)
+    assert not any(group.stream for group in case.graph.groups)
+    assert _tensors(case)["enter.weight"] == (16, 6)
 
 
 @pytest.mark.parametrize("budget", [0.9, 0.5, 0.2])

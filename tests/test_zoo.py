@@ -22,7 +22,7 @@ from edgeprune.graph import trace
 from edgeprune.graph.cost import count_macs, count_params
 from edgeprune.graph.structure import output_tensors
 from edgeprune.pruning import make_plan, score
-from edgeprune.pruning.select import remaining_macs
+from edgeprune.pruning.budget import remaining_macs
 from tests.masking import largest_difference, masked_by_hooks
 from tests.zoo import NETWORKS, UNPRUNABLE, UNTRACEABLE
 from tests.zoo.awkward_blocks import AWKWARD

@@ -28,11 +28,15 @@ def prune(case: Case, dense: nn.Module, seed: int, share: float, criterion: str,
         UnmetError: No plan is near enough.
     """
     inputs = case.inputs()
-    keep = (f"{case.stream[0]}.weight",) if scope.endswith(KEPT) else ()
+    streams = "whole" if scope.endswith(KEPT) else "free"
     found = []
     for budget in (share, share * (1 + TOLERANCE)):
         config = PruneConfig(
-            max_macs=f"{budget:.6f}x", criterion=criterion, scope=scope.partition(",")[0], batches=_BATCHES, keep=keep
+            max_macs=f"{budget:.6f}x",
+            criterion=criterion,
+            scope="global" if scope.startswith("global") else "local",
+            batches=_BATCHES,
+            streams=streams,
         )
         started = time.process_time()
         planned = planning.make(

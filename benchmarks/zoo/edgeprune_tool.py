@@ -53,7 +53,7 @@ def prune(
     report(captured=True, reach_params=share(model, reached(graph)), pinned=_pinned(graph), groups_free=len(graph.free))
     with _clock(spent, "plan"):
         scores = score(model, graph, "random" if seed else "l2", inputs=inputs, seed=seed)
-        config = PruneConfig(ratio=RATIO, ratios=_drawn(graph, seed) if seed else {})
+        config = PruneConfig(ratio=RATIO, streams="free", ratios=_drawn(graph, seed) if seed else {})
         plan = make_plan(graph, scores, config, align=1, model=model, inputs=inputs)
     checking = dict.fromkeys(("verify",), 0.0)
     unclocked = Reference.check

@@ -16,6 +16,7 @@ from edgeprune.compact.eager import eager
 from edgeprune.compact.outputs import Output, compact
 from edgeprune.compact.replay import replay
 from edgeprune.compact.verify import Reference
+from edgeprune.config import PruneConfig
 from edgeprune.errors import EdgePruneError, ModelError
 from edgeprune.graph import ChannelGraph, trace
 from edgeprune.graph.balance import balanced_units
@@ -26,6 +27,9 @@ from edgeprune.graph.labels import Pin
 from edgeprune.graph.structure import double_copy, named_tensors
 from edgeprune.pruning.select import resting
 from edgeprune.workload import as_inputs
+
+# Of groups that share positions one rests; these settings leave none resting in both.
+_TOGETHER = (PruneConfig(attention="width", streams="free"), PruneConfig(attention="heads", streams="free"))
 
 
 def analyse(
@@ -56,15 +60,27 @@ def rehearse(
     """Return the graph with the groups pinned whose trial removal fails or differs."""
     if graph.branching:  # recorded calls say what one path does
         output = "eager"
+    for settings in _TOGETHER:
+        graph = _rehearsed(model, graph, inputs, output, settings)
+    return graph
+
+
+def _rehearsed(
+    model: nn.Module, graph: ChannelGraph, inputs: tuple[torch.Tensor, ...], output: Output, settings: PruneConfig
+) -> ChannelGraph:
+    """Pin what fails among the groups that are pruned together by these settings."""
+    if settings is not _TOGETHER[0] and resting(graph, settings).keys() == resting(graph, _TOGETHER[0]).keys():
+        return graph
     while graph.free:
-        rest = resting(graph)
+        rest = resting(graph, settings)
         names = [group.name for group in graph.free if group.name not in rest]
-        failure = _attempt(model, graph, names, inputs, output)
+        failure = _attempt(model, graph, names, inputs, output, settings)
         if failure is None:
             return graph
         flowing = graph.at_line(failure.where or "")
         suspects = [name for name in names if name in flowing] or names
-        guilty = _guilty(model, graph, suspects, inputs, output) or _guilty(model, graph, names, inputs, output)
+        guilty = _guilty(model, graph, suspects, inputs, output, settings)
+        guilty = guilty or _guilty(model, graph, names, inputs, output, settings)
         if guilty:
             for name, error in guilty.items():
                 graph = graph.pin([name], _pin(error))
@@ -74,18 +90,23 @@ def rehearse(
 
 
 def _guilty(
-    model: nn.Module, graph: ChannelGraph, names: Sequence[str], inputs: tuple[torch.Tensor, ...], output: Output
+    model: nn.Module,
+    graph: ChannelGraph,
+    names: Sequence[str],
+    inputs: tuple[torch.Tensor, ...],
+    output: Output,
+    settings: PruneConfig,
 ) -> dict[str, EdgePruneError]:
     """Return the groups whose removal fails on its own, with the failure, by halving."""
-    error = _attempt(model, graph, _with_links(graph, names), inputs, output)
+    error = _attempt(model, graph, _with_links(graph, names), inputs, output, settings)
     if error is None:
         return {}
     if len(names) == 1:
         return {names[0]: error}
     middle = len(names) // 2
     return {
-        **_guilty(model, graph, names[:middle], inputs, output),
-        **_guilty(model, graph, names[middle:], inputs, output),
+        **_guilty(model, graph, names[:middle], inputs, output, settings),
+        **_guilty(model, graph, names[middle:], inputs, output, settings),
     }
 
 
@@ -99,7 +120,12 @@ def _with_links(graph: ChannelGraph, names: Iterable[str]) -> list[str]:
 
 
 def _attempt(
-    model: nn.Module, graph: ChannelGraph, names: Iterable[str], inputs: tuple[torch.Tensor, ...], output: Output
+    model: nn.Module,
+    graph: ChannelGraph,
+    names: Iterable[str],
+    inputs: tuple[torch.Tensor, ...],
+    output: Output,
+    settings: PruneConfig,
 ) -> EdgePruneError | None:
     """Remove every second unit of the named groups; return what went wrong, or None.
 
@@ -109,7 +135,7 @@ def _attempt(
     patterns = (_every_second, lambda unit: unit % 3 != 1) if output == "eager" else (_every_second,)
     named = list(names)
     for kept in patterns:
-        keep = balanced_units(graph, named, kept, resting(graph))
+        keep = balanced_units(graph, named, kept, resting(graph, settings).keys())
         if not keep:
             continue
         try:

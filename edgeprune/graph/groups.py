@@ -43,7 +43,8 @@ class Group:
     `units` are the ids of its units in the graph, empty when pinned. `channels` is the width of the dimension that
     makes them, `tensors` the parameters tied together, `params` their number of values. `overlaps` names groups whose
     units share positions with these: removing both multiplies. `inside_heads` are channels of every head of attention,
-    which overlap the group of the heads. `pinned` is the reason nothing of it may go.
+    which overlap the group of the heads. `stream` is what several layers write and several read and a normalisation
+    counts, such as the residual stream of a Transformer. `pinned` is the reason nothing of it may go.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Group:
     params: int
     statistics: bool = False
     inside_heads: bool = False
+    stream: bool = False
     overlaps: tuple[str, ...] = ()
     pinned: str | None = None
     where: str | None = None
@@ -373,6 +375,9 @@ def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], i
         tensors = tuple(dict.fromkeys(name for name, _ in holders[index]))
         made_by = dims[producer]
         mine = (made_by >= 0) & (group_of[made_by] == index)
+        within_heads = bool(in_heads[units].any())
+        readers = {name for name, _ in holders[index] if len(flow.record.shapes[name]) > 1} - {name for name, _ in made}
+        several = len({name for name, _ in made}) > 1 and len(readers) > 1
         groups.append(
             Group(
                 name=names[-1],
@@ -383,7 +388,8 @@ def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], i
                 tensors=tensors,
                 params=sum(prod(flow.record.shapes[name]) for name in tensors),
                 statistics=index in marked,
-                inside_heads=bool(in_heads[units].any()),
+                inside_heads=within_heads,
+                stream=index in marked and several and not within_heads,
             )
         )
     return [replace(g, overlaps=tuple(sorted(names[i] for i in overlapping[n]))) for n, g in enumerate(groups)]

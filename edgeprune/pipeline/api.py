@@ -43,10 +43,13 @@ def plan(
     ratio: float = 0.5,
     criterion: str = "l2",
     scope: Literal["global", "local"] = "local",
+    attention: Literal["width", "heads"] = "width",
+    streams: Literal["whole", "free"] = "whole",
     align: int = 8,
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
     max_macs: str | None = None,
+    max_params: str | None = None,
     depth: float = 0.0,
     blocks: Sequence[str] = (),
     step: Callable[[nn.Module, Any], torch.Tensor] | None = None,
@@ -63,7 +66,9 @@ def plan(
     Args:
         inputs: Example tensors, batch first. A network whose path depends on its data needs a list of such tuples that
             take every path.
-        ratio: Fraction of units removed, in [0, 1). `max_macs`, such as `0.5x`, replaces it.
+        ratio: Fraction of units removed, in [0, 1). `max_macs` or `max_params`, such as `0.5x`, replaces it.
+        attention: Whether attention loses width of all heads or whole heads.
+        streams: Whether what several layers write and normalisations count is left `whole`, if there is anything else.
         align: Kept units are a multiple of it.
         keep: Names or patterns of groups and blocks that are never pruned.
         ratios: Ratios of single groups by name, which win over all others.
@@ -87,16 +92,16 @@ def plan(
     from edgeprune.pipeline.planning import make
     from edgeprune.pipeline.prepare import check_strategy
 
-    section = {"ratio": ratio, "criterion": criterion, "scope": scope, "align": align, "keep": tuple(keep)}
-    section |= {
-        "ratios": dict(ratios or {}),
+    section: dict[str, Any] = {
+        "ratio": ratio,
         "max_macs": max_macs,
-        "batches": batches,
+        "max_params": max_params,
         "depth": depth,
-        "blocks": tuple(blocks),
+        "criterion": criterion,
     }
-    section |= {"rules": tuple(map(reference, rules))}
-    section |= {"strategy": "at_once" if layerwise is None else "layerwise"}
+    section |= {"scope": scope, "attention": attention, "streams": streams, "align": align, "batches": batches}
+    section |= {"keep": tuple(keep), "blocks": tuple(blocks), "ratios": dict(ratios or {})}
+    section |= {"rules": tuple(map(reference, rules)), "strategy": "layerwise" if layerwise is not None else "at_once"}
     whole = validate({"prune": section, "seed": seed, "layerwise": dict(layerwise or {})}, "plan()")
     source = None if data is None else (lambda: _iterate(data))
     trying = None

@@ -101,7 +101,7 @@ def ordered(graph: ChannelGraph, config: PruneConfig, order: str, sensitivity: S
     """Return the sets of groups in the order in which they are tried; those with ratios of their own are not."""
     from edgeprune.pruning.select import together
 
-    found = [names for names in together(graph) if not set(names) & set(config.ratios)]
+    found = [names for names in together(graph, config) if not set(names) & set(config.ratios)]
     groups, shares = {group.name: group for group in graph.groups}, graph.macs_share
     if order == "backward":
         return found[::-1]

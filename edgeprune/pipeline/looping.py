@@ -27,7 +27,7 @@ from edgeprune.pipeline.tuning import (
 )
 from edgeprune.rundir import StageKey, StageRecord
 from edgeprune.search.loop import End, Outcome, walk
-from edgeprune.values import Json, Notice, leading_metric, parse_bytes, parse_macs, worsening
+from edgeprune.values import Json, Notice, leading_metric, parse_bytes, parse_count, worsening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,22 +80,23 @@ def loop(session: Session, dense: StageRecord | None) -> Looped:
 
 
 def goal_of(session: Session) -> tuple[float, str]:
-    """Return how much is to go and of what: a ratio of the units, or a share of the multiply-accumulates.
+    """Return how much is to go and of what: a ratio of the units, or a share of what there is a budget for.
 
     Raises:
         ConfigError: There is nothing to go for.
     """
-    from edgeprune.graph.cost import count_macs
+    from edgeprune.pruning.budget import WORDS, count
 
     config = session.prepared.config.prune
-    if config.max_macs is None:
+    if config.budget is None:
         goal, unit = config.ratio, "ratio"
     else:
-        value, kind = parse_macs(config.max_macs)
-        dense = count_macs(session.prepared.model, session.prepared.inputs)
-        goal, unit = 1 - (value if kind == "share" else value / max(dense, 1)), "share of MACs"
+        kind, text = config.budget
+        value, limit = parse_count(text, WORDS[kind])
+        dense = count(kind, session.prepared.model, session.prepared.inputs)
+        goal, unit = 1 - (value if limit == "share" else value / max(dense, 1)), f"share of {WORDS[kind]}"
     if goal <= 0:
-        raise ConfigError("the loop has no goal", fix="--ratio 0.5  or  --max-macs 0.5x")
+        raise ConfigError("the loop has no goal", fix="--ratio 0.5, --max-macs 0.5x  or  --max-params 0.5x")
     return goal, unit
 
 
@@ -138,7 +139,7 @@ class _Steps:
         prepared = self.session.prepared
         config = prepared.config
         settings: Json = {f"prune.{name}": value for name, value in config.prune.model_dump(mode="json").items()}
-        for name in ("sensitivity", "ratio", "max_macs"):
+        for name in ("sensitivity", "ratio", "max_macs", "max_params"):
             settings.pop(f"prune.{name}")
         settings |= {f"reconstruct.{name}": value for name, value in config.reconstruct.model_dump(mode="json").items()}
         settings |= {f"finetune.{name}": value for name, value in config.finetune.model_dump(mode="json").items()}
@@ -181,9 +182,8 @@ class _Steps:
         """Return the plan that removes this much in all; None where rounding leaves everything whole."""
         prepared = self.session.prepared
         data, step = training_source(prepared.workload)
-        changes: Json = {"ratio": level, "max_macs": None}
-        if self.unit != "ratio":
-            changes = {"ratio": 0.0, "max_macs": f"{1 - level:.9f}x"}
+        budget = prepared.config.prune.budget
+        changes: Json = {"ratio": level} if budget is None else {"ratio": 0.0, f"max_{budget[0]}": f"{1 - level:.9f}x"}
         try:
             planned = planning.make(
                 prepared.model,

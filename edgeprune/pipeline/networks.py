@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from edgeprune.config import PruneConfig
     from edgeprune.graph import ChannelGraph
     from edgeprune.pruning import PrunePlan
 
@@ -51,11 +52,11 @@ def score_artifact(workload: Workload, path: Path) -> tuple[dict[str, float], st
     return _metrics(workload, "evaluate", call(workload, "evaluate", module.eval())), "evaluate"
 
 
-def describe_groups(graph: ChannelGraph, plan: PrunePlan | None) -> list[Json]:
-    """Return one row per group: its size before and after the plan, and why it is pinned if it is."""
+def describe_groups(graph: ChannelGraph, plan: PrunePlan | None, config: PruneConfig) -> list[Json]:
+    """Return one row per group: its size before and after the plan, and why it is pinned or rests if it does."""
     from edgeprune.pruning.select import resting
 
-    rows, rest = [], resting(graph)
+    rows, rest = [], resting(graph, config)
     shares = graph.macs_share
     for group in graph.groups:
         chosen = plan.groups.get(group.name) if plan is not None else None
@@ -71,7 +72,7 @@ def describe_groups(graph: ChannelGraph, plan: PrunePlan | None) -> list[Json]:
                 "where": group.where,
                 "fix": group.fix,
                 "statistics": group.statistics,
-                "rests_for": [name for name in group.overlaps if name not in rest] if group.name in rest else [],
+                "rests": rest.get(group.name),
                 "params": group.params,
                 "macs_share": shares.get(group.name, 0.0),
                 "tensors": len(group.tensors),

@@ -102,7 +102,7 @@ def make(
             inputs=inputs,
             blocks=start.blocks,
             protected=start.protected,
-            dense_macs=start.dense_macs,
+            dense=start.dense,
             allocate=allocation(graph, settings, share, start.model, inputs, blocks=start.protected),
             within=None if last is None else {name: group.keep for name, group in last.plan.groups.items()},
         )
@@ -122,15 +122,15 @@ def make(
 class _Start:
     """The network whose channels are planned, and the blocks that it is without.
 
-    `rows` describe all blocks; `protected` names them and their tensors. `dense_macs` is what the network with them
-    needs, None where none is gone.
+    `rows` describe all blocks; `protected` names them and their tensors. `dense` is what the network with them
+    has of what there is a budget for, None where none is gone.
     """
 
     model: nn.Module
     blocks: tuple[str, ...] = ()
     rows: list[Json] = field(default_factory=list)
     protected: tuple[str, ...] = ()
-    dense_macs: int | None = None
+    dense: int | None = None
 
 
 def _start(
@@ -143,8 +143,8 @@ def _start(
     """Choose the blocks that go, or take them and the weights over from an earlier plan."""
     from edgeprune.compact import grown, remove_blocks
     from edgeprune.compact.depth import removable
-    from edgeprune.graph.cost import count_macs
     from edgeprune.pruning.blocks import choose
+    from edgeprune.pruning.budget import count
 
     if last is None and not _deep(config):
         return _Start(model=model)
@@ -161,7 +161,7 @@ def _start(
         blocks=names,
         rows=rows,
         protected=tuple(name for block in blocks for name in (block.name, *block.tensors)),
-        dense_macs=count_macs(model, inputs),
+        dense=None if config.budget is None else count(config.budget[0], model, inputs),
     )
 
 
@@ -207,19 +207,21 @@ def allocation(
     Raises:
         ConfigError: The sensitivity is of another network.
     """
-    from edgeprune.graph.cost import count_macs
-    from edgeprune.pruning.select import active, hold, remaining_macs
+    from edgeprune.pruning.budget import count, left_of
+    from edgeprune.pruning.select import active, hold
 
     if sensitivity is None:
         return None
     sensitivity.check_fits({group.name: group.size for group in graph.groups}, gone=bool(blocks))
     held = hold(graph, config.keep, blocks)
-    names = active(held, config.ratios)
+    names = active(held, config)
     sizes = {group.name: float(group.size) for group in held.free if group.name in names}
-    if config.max_macs is None:
+    if config.budget is None:
         return sensitivity.allocate(sizes, sum(sizes.values()), config.ratios)
-    macs = count_macs(model, inputs)
-    freed = {name: 1 - remaining_macs(graph, {name: ()}, macs) for name in sizes}
+    kind, _ = config.budget
+    current = count(kind, model, inputs)
+    left = left_of(kind, graph, model, current)
+    freed = {name: current - left({name: ()}) for name in sizes}
     return sensitivity.allocate(freed, sum(freed.values()), config.ratios)
 
 

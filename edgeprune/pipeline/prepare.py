@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from edgeprune.pipeline.distributed import process_count
 from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target
-from edgeprune.values import Notice, parse_bytes, parse_macs, parse_seconds
+from edgeprune.values import Notice, parse_bytes, parse_count, parse_seconds
 from edgeprune.workload import Workload, build_model, example_inputs, load_workload
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def check_settings(config: RunConfig) -> None:
         ConfigError: One cannot be read.
     """
     readers: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
-        ("prune.max_macs", config.prune.max_macs, parse_macs),
+        ("prune.max_macs", config.prune.max_macs, partial(parse_count, what="MACs")),
+        ("prune.max_params", config.prune.max_params, partial(parse_count, what="parameters")),
         ("max_latency", config.max_latency, parse_seconds),
         ("max_size", config.max_size, parse_bytes),
     )
@@ -204,9 +206,14 @@ def check_strategy(config: RunConfig, *, measured: bool) -> None:
     """
     if config.prune.strategy != "layerwise":
         return
+    prune = config.prune
     _check_clashes(
         "prune.strategy = 'layerwise'",
-        {"prune.max_macs": config.prune.max_macs is not None, "loop.steps": config.loop.active},
+        {
+            "prune.max_macs": prune.max_macs is not None,
+            "prune.max_params": prune.max_params is not None,
+            "loop.steps": config.loop.active,
+        },
         "-s prune.strategy=at_once, or leave the other out",
     )
     if config.layerwise.order == "sensitivity" and not measured:
@@ -267,13 +274,13 @@ def check_gradual(config: RunConfig, workload: Workload) -> None:
 
 
 def default_output(prepared: Prepared) -> Path:
-    """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` for a MACs budget.
+    """Return `runs/NAME-r50` for ratio 0.5, `runs/NAME-macs0.5x` or `runs/NAME-params0.5x` for a budget.
 
     Depth 0.25 adds `-d25`, a loop of four steps `-loop4`, weight pruning its method with what it was given, such as
     `-lamp80` or `-2of4`, and pruning during training its method.
     """
     prune = prepared.config.prune
-    what = f"macs{prune.max_macs}" if prune.max_macs is not None else f"r{round(prune.ratio * 100)}"
+    what = "".join(prune.budget) if prune.budget is not None else f"r{round(prune.ratio * 100)}"
     deep = f"-d{round(prune.depth * 100)}" if prune.depth > 0 else ""
     loop = f"-loop{prepared.config.loop.steps}" if prepared.config.loop.active else ""
     method = prepared.config.gradual.method

@@ -167,7 +167,8 @@ def _cells(subject: Subject, config: RunConfig, align: int, step: Any, source: A
         )
     alone = partial(_alone, graph, scores, config.prune, align, model, subject.inputs)
     ratios = sorted(set(config.sensitivity.ratios))
-    cells = [Cell(names=names, ratio=ratio, plan=alone(names, ratio)) for names in together(graph) for ratio in ratios]
+    sets = together(graph, config.prune)
+    cells = [Cell(names=names, ratio=ratio, plan=alone(names, ratio)) for names in sets for ratio in ratios]
     if all(cell.plan is None for cell in cells):
         reasons = "; ".join(f"{group.name}: {group.pinned}" for group in graph.groups if group.pinned is not None)
         fix = f"pinned: {reasons}" if not graph.free else "-s prune.align=1"
@@ -188,7 +189,8 @@ def _alone(
     """Return the plan that removes a ratio of some groups and nothing else; None where rounding leaves them whole."""
     from edgeprune.pruning import make_plan
 
-    changes = {"ratio": 0.0, "max_macs": None, "depth": 0.0, "blocks": (), "keep": (), "scope": "local"}
+    changes: Json = {"ratio": 0.0, "max_macs": None, "max_params": None, "depth": 0.0, "blocks": (), "keep": ()}
+    changes["scope"] = "local"
     own = config.model_copy(update={**changes, "ratios": dict.fromkeys(names, ratio)})
     try:
         plan = make_plan(graph, scores, own, align=align, model=model, inputs=inputs)

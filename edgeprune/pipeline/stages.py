@@ -126,7 +126,7 @@ def plan(session: Session, ready: dict[str, str] | None = None, trained: StageRe
         facts = {
             "digest": planned.plan.digest,
             "align": prepared.align,
-            "groups": describe_groups(planned.graph, planned.plan),
+            "groups": describe_groups(planned.graph, planned.plan, session.prepared.config.prune),
             "blocks": planned.blocks,
             "layerwise": planned.layerwise,
             "params": count_params(prepared.model),
@@ -364,10 +364,10 @@ def _tell_rounding(session: Session, record: StageRecord) -> None:
     if gone < round(config.depth * able):
         text = f"depth {config.depth:g} became {gone} of {able} blocks: one of every row with equal shape stays"
         session.notice("plan", Notice(code="rounded", text=text, fix="name others in prune.blocks"))
-    free = [group for group in record.facts["groups"] if group["pinned"] is None]
+    free = [group for group in record.facts["groups"] if group["pinned"] is None and group["rests"] is None]
     before = sum(group["units_before"] for group in free)
     done = 1 - sum(group["units_after"] for group in free) / before if before else 0.0
-    if config.max_macs is None and not config.ratios and abs(done - config.ratio) > 0.1:
+    if config.budget is None and not config.ratios and abs(done - config.ratio) > 0.1:
         text = f"ratio {config.ratio:g} became {done:.2f}: units are kept in multiples of {record.facts['align']}"
         fix = "-s prune.align=8 rounds less; measure whether the runtime likes it"
         session.notice("plan", Notice(code="rounded", text=text, fix=fix))

@@ -14,6 +14,7 @@ from edgeprune import rundir
 from edgeprune.config import FinetuneConfig, ReconstructConfig, RunConfig
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.pipeline import distributed, folders, planning
+from edgeprune.pipeline.advising import facts_of, told
 from edgeprune.pipeline.digests import code_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
@@ -66,10 +67,12 @@ def inspect(config: RunConfig) -> Json:
         "prunable_share": graph.prunable_share,
         "inputs": [spec.as_dict() for spec in describe(loaded.inputs)],
     }
-    groups = [row | {"channels": row["channels_before"]} for row in describe_groups(graph, None)]
+    groups = [row | {"channels": row["channels_before"]} for row in describe_groups(graph, None, config.prune)]
+    facts = facts_of(loaded.model, graph, loaded.workload, config)
     return {
         "workload": config.workload,
         "pruned": loaded.plan is not None,
+        "advice": told(config, facts) if loaded.plan is None else None,
         "network": network,
         "groups": groups,
         "blocks": [row | {"macs_share": macs_of(graph, row["name"])} for row in blocks],
@@ -135,7 +138,7 @@ def prune(config: RunConfig, plan_path: str | None, *, listen: Listener) -> Json
             )  # fmt: skip
     else:
         planned = planning.given(model, inputs, chosen, rules)
-    groups = describe_groups(planned.graph, planned.plan)
+    groups = describe_groups(planned.graph, planned.plan, config.prune)
     told = {"groups": groups, "blocks": planned.blocks, "align": align}
     listen(Event(stage="plan", state="done", facts=told, seconds=None))
     compacted = compact(model, planned.plan, inputs, planned.graph)

@@ -16,12 +16,12 @@ from edgeprune.config import PruneConfig
 from edgeprune.errors import ConfigError, NothingToPrune
 from edgeprune.graph import ChannelGraph, Group
 from edgeprune.graph.balance import ASKED_FOR, balanced_counts
-from edgeprune.graph.cost import count_macs
 from edgeprune.graph.labels import Pin
 from edgeprune.pruning.blocks import matches
+from edgeprune.pruning.budget import Budget, budget_of
 from edgeprune.pruning.criteria import Scores
 from edgeprune.pruning.plan import GroupPlan, PrunePlan
-from edgeprune.values import TensorSpec, parse_macs
+from edgeprune.values import TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def make_plan(
     inputs: tuple[torch.Tensor, ...],
     blocks: tuple[str, ...] = (),
     protected: Iterable[str] = (),
-    dense_macs: int | None = None,
+    dense: int | None = None,
     allocate: Allocate | None = None,
     within: Units | None = None,
 ) -> PrunePlan:
@@ -52,40 +52,40 @@ def make_plan(
     Args:
         graph: Channel groups of the model, from `trace`.
         scores: Importance per group, shape (group.size,). Higher means keep.
-        config: Ratio or MACs budget, scope, minimum width, patterns to keep.
+        config: Ratio or budget, scope, minimum width, patterns to keep.
         align: Width of every pruned dimension is a multiple of it. `config.align` wins where it is a number.
         blocks: What was removed from the dense network before; the model and its graph are without them.
         protected: Names of blocks; a pattern of `config.keep` may mean one of them instead of a group.
-        dense_macs: What a MACs budget is a share of, by default what the model needs.
+        dense: What a budget is a share of, by default what the model has.
         allocate: Ratios of the groups by name, from the ratio over all of them; `config.ratios` win.
         within: Units of every group that an earlier plan kept, by name: only those may be kept.
 
     Raises:
         NothingToPrune: Every group is pinned or too narrow for `align`; the message lists the reasons.
-        ConfigError: A pattern of `keep` or a name in `ratios` matches no group, or a MACs budget cannot be met.
+        ConfigError: A pattern of `keep` or a name in `ratios` matches no group, or a budget cannot be met.
     """
     align = align if config.align == "target" else config.align
     graph = hold(graph, config.keep, protected)
     _check_names(graph, config)
-    wanted = config.max_macs is not None or config.ratio > 0 or any(config.ratios.values())
+    wanted = config.budget is not None or config.ratio > 0 or any(config.ratios.values())
     if not graph.free and wanted:
         raise NothingToPrune("no group can be pruned", fix=_reasons(graph))
 
     def choose(ratio: float) -> Keep:
         return _choose(graph, scores, config, align, ratio, allocate, within)
 
+    budget = budget_of(config.budget, graph, model, inputs, dense)
     if not wanted:
         keep = {group.name: np.arange(group.size) for group in graph.free}
-    elif config.max_macs is not None:
-        macs = count_macs(model, inputs)
-        keep = _meet_macs(graph, choose, config.max_macs, macs, macs if dense_macs is None else dense_macs)
+    elif budget is not None:
+        keep = _meet_budget(choose, budget)
     else:
-        names = active(graph, config.ratios)
+        names = active(graph, config)
         keep = choose(config.ratio) if allocate is None else _meet_ratio(graph, choose, config.ratio, names)
     whole = all(len(kept) == group.size for group, kept in zip(graph.free, keep.values(), strict=True))
-    met_by_blocks = config.max_macs is not None and bool(blocks)
+    met_by_blocks = budget is not None and bool(blocks)
     if wanted and whole and not met_by_blocks:
-        asked = f"a ratio of {config.ratio}" if config.max_macs is None else f"max_macs = {config.max_macs}"
+        asked = f"a ratio of {config.ratio}" if budget is None else f"max_{budget.kind} = {budget.asked}"
         raise NothingToPrune(
             f"{asked} removes nothing when widths are multiples of {align}",
             fix="ask for more to be removed, or  -s prune.align=1",
@@ -140,33 +140,39 @@ def _reasons(graph: ChannelGraph) -> str:
     return "pinned: " + "; ".join(rows[:10]) if rows else "the network has no convolution or linear layer that is read"
 
 
-def resting(graph: ChannelGraph) -> set[str]:
-    """Return the groups left whole because others share their positions: pruning both would multiply.
+def resting(graph: ChannelGraph, config: PruneConfig) -> dict[str, str]:
+    """Return the groups that planning leaves whole, each with the reason.
 
-    Of overlapping groups the finer one is pruned; in attention whole heads are, and their width rests.
+    Where groups share positions, pruning both would multiply: the finer one is pruned; in attention the width of all
+    heads, or whole heads. A stream is left whole as long as there is anything else.
     """
     groups = {group.name: group for group in graph.free if group.size > 1}
-    rest: set[str] = set()
+    rest: dict[str, str] = {}
     for group in groups.values():
         heads = [name for name in group.overlaps if name in groups and not groups[name].inside_heads]
-        if group.inside_heads and heads:
-            rest.add(group.name)
-            rest.update(name for head in heads for name in groups[head].overlaps if name not in heads)
+        if group.inside_heads and heads and config.attention == "width":
+            rest |= dict.fromkeys(heads, "the width of its heads is pruned")
+        elif group.inside_heads and heads:
+            others = [name for head in heads for name in groups[head].overlaps if name not in heads]
+            rest |= dict.fromkeys((group.name, *others), f"whole heads are pruned: {', '.join(heads)}")
     for group in sorted(graph.free, key=lambda g: (g.size, g.name)):
         others = [name for name in group.overlaps if name in groups and name not in rest]
         if group.name not in rest and others and all(groups[name].size >= group.size for name in others):
-            rest.add(group.name)
+            rest[group.name] = f"shares positions with {', '.join(others)}"
+    streams = [group.name for group in groups.values() if group.stream and group.name not in rest]
+    if config.streams == "whole" and len(streams) < len(groups.keys() - rest.keys()):
+        rest |= dict.fromkeys(streams, "a stream that normalisations count")
     return rest
 
 
-def active(graph: ChannelGraph, named: Iterable[str] = ()) -> set[str]:
-    """Return the free groups that planning takes units from: those that do not rest, and those that are named."""
-    return {group.name for group in graph.free} - (resting(graph) - set(named))
+def active(graph: ChannelGraph, config: PruneConfig) -> set[str]:
+    """Return the free groups that planning takes units from: those that do not rest, and those with own ratios."""
+    return {group.name for group in graph.free} - (resting(graph, config).keys() - config.ratios.keys())
 
 
-def together(graph: ChannelGraph) -> list[tuple[str, ...]]:
+def together(graph: ChannelGraph, config: PruneConfig) -> list[tuple[str, ...]]:
     """Return the groups that planning takes units from: linked ones in one set, others alone, in their order."""
-    names = active(graph)
+    names = active(graph, config.model_copy(update={"ratios": {}}))
     linked = {name: tuple(n for n in row if n in names) for row in graph.links for name in row}
     moving = [group.name for group in graph.free if group.name in names and group.size > 1]
     return list(dict.fromkeys(linked.get(name, (name,)) for name in moving))
@@ -182,7 +188,7 @@ def _choose(
     within: Units | None = None,
 ) -> Keep:
     """Return the kept units of every free group, ascending."""
-    chosen = active(graph, config.ratios)
+    chosen = active(graph, config)
     moving = [group for group in graph.free if group.name in chosen]
     scores = _lowered(scores, within) if within is not None else scores
     ranked = _global_counts(moving, scores, ratio) if config.scope == "global" and allocate is None else {}
@@ -281,48 +287,27 @@ def _meet_ratio(graph: ChannelGraph, choose: Callable[[float], Keep], ratio: flo
     return min(more, less, key=lambda keep: abs(removed(keep) - ratio))
 
 
-def _meet_macs(graph: ChannelGraph, choose: Callable[[float], Keep], max_macs: str, macs: int, dense_macs: int) -> Keep:
-    """Return the largest plan within the MACs budget, by bisection on the ratio.
+def _meet_budget(choose: Callable[[float], Keep], budget: Budget) -> Keep:
+    """Return the largest plan within the budget, by bisection on the ratio.
 
-    Args:
-        macs: What the network needs in which the units are; `dense_macs` what the budget is a share of.
+    Raises:
+        ConfigError: The narrowest plan is too large.
     """
-    value, kind = parse_macs(max_macs)
-    limit = (value * dense_macs if kind == "share" else value) / max(macs, 1)
     low, high = 0.0, 0.999
     whole = choose(low)
-    if remaining_macs(graph, whole, macs) <= limit:
+    if budget.met(whole):
         return whole
     best = choose(high)
-    left = remaining_macs(graph, best, macs)
-    if left > limit:
-        reached = left * macs / max(dense_macs, 1)
-        raise ConfigError(
-            f"max_macs = {max_macs} cannot be met: the narrowest plan still has {reached:.3f} of the MACs",
-            fix=f"ask for {reached + 0.005:.2f}x or more, or  -s prune.align=1",
-        )
+    if not budget.met(best):
+        raise budget.unmet(best)
     for _ in range(24):
         middle = (low + high) / 2
         tried = choose(middle)
-        if remaining_macs(graph, tried, macs) <= limit:
+        if budget.met(tried):
             best, high = tried, middle
         else:
             low = middle
     return best
-
-
-def remaining_macs(graph: ChannelGraph, keep: Mapping[str, Iterable[int]], dense_macs: int) -> float:
-    """Return the share of the multiply-accumulates that a choice of units leaves, from the widths alone.
-
-    Args:
-        dense_macs: What the dense network needs by count; operators that the graph does not understand keep theirs.
-    """
-    alive = graph.alive(keep)
-    saved = sum(
-        item.macs * (1 - float(np.prod([alive[units].all(axis=0).mean() for units in item.sides])))
-        for item in graph.contractions
-    )
-    return 1 - saved / max(dense_macs, 1)
 
 
 def describe(inputs: tuple[torch.Tensor, ...]) -> tuple[TensorSpec, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.report import quantities as q
 from edgeprune.report.stages import metrics_text, output_lines, zeros_text
-from edgeprune.report.text import bench_table, blocks_table, checks_table, compress_table, inspect_table, table
+from edgeprune.report.text import bench_table, blocks_table, checks_table, compress_table, inspect_table, table, wrapped
 from edgeprune.values import Json
 
 if TYPE_CHECKING:
@@ -31,13 +31,27 @@ def run_text(result: Json, folder: str, width: int) -> str:
 
 def inspect_text(found: Json, width: int) -> str:
     """Return what `inspect` shows of a network."""
-    following = f"next: edgeprune compress {found['workload']} --ratio 0.5"
-    if found["pruned"]:
+    if found["advice"] is None:
         following = f"next: edgeprune export {found['workload']} -o {Path(found['workload']) / 'model.onnx'}"
+    else:
+        following = f"next: {found['advice']['command']}\n(edgeprune advise {found['workload']}  says why)"
     lines = [inspect_table(found["network"], found["groups"], width)]
     if found.get("blocks"):
         lines.append(blocks_table(found["blocks"], found["network"]["params"], width))
     return "\n".join([*lines, following])
+
+
+def advice_text(found: Json, width: int) -> str:
+    """Return what `advise` shows: one paragraph for each recommendation, and the command that follows from all."""
+    facts = found["facts"]
+    network = f"a network of {q.count(facts['params'])} parameters, most of its work {facts['family']}"
+    samples = f", {facts['samples']:,} training samples" if facts["samples"] is not None else ""
+    lines = [f"{network}{samples}"]
+    for one in found["advice"]:
+        words = f"{' '.join(one['words'])}  " if one["words"] else ""
+        lines += wrapped(f"{words}{one['text']}", width, "    ", first="  ")
+        lines += wrapped(f"{one['figures']} [{one['source']}]", width, "    ", first="    ")
+    return "\n".join([*lines, f"next: {found['command']}"])
 
 
 def artifact_text(artifact: Json) -> str:

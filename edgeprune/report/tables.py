@@ -14,6 +14,7 @@ from edgeprune.report.rows import Row, metric_names, rows_of
 from edgeprune.values import Json
 
 PLACES = 4
+_LIMITS = {"macs": "MACs", "params": "parameters"}
 TONES: dict[str, Tone] = {"faster": "good", "slower": "bad"}
 
 
@@ -70,7 +71,8 @@ def _blocks(blocks: dict[str, list[Line]]) -> tuple[Block, ...]:
 
 def _settings_in_short(result: Json) -> str:
     prune = (result.get("settings") or {}).get("prune") or {}
-    budget = f"MACs {prune['max_macs']}" if prune.get("max_macs") else f"ratio {prune.get('ratio', '?')}"
+    limits = [f"{word} {prune[f'max_{kind}']}" for kind, word in _LIMITS.items() if prune.get(f"max_{kind}")]
+    budget = limits[0] if limits else f"ratio {prune.get('ratio', '?')}"
     sparsify = (result.get("settings") or {}).get("sparsify") or {}
     zeros = f", {sparsify['method']}" if sparsify.get("method") else ""
     return f"{budget}, {prune.get('criterion', '?')}{zeros}"

@@ -39,7 +39,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, widt
             text.rjust(size) if side == "r" else text.ljust(size)
             for text, size, side in zip(line[:-1], widths, align, strict=False)
         ]
-        first, *rest = _wrap(line[-1], widths[-1], "     ") or [""]
+        first, *rest = wrapped(line[-1], widths[-1], "     ") or [""]
         first = first.rjust(widths[-1]) if align[-1] == "r" else first
         lines.append((" " + GAP.join([*cells, first])).rstrip())
         lines += [" " * before + text for text in rest]
@@ -49,18 +49,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, widt
 def _block(header: Sequence[str], row: Sequence[str], width: int) -> str:
     """Write one row as its first cell and an indented line for each other cell that is not empty."""
     label = max(len(title) for title in header[1:]) if len(header) > 1 else 0
-    lines = _wrap(f" {row[0]}", width, "   ")
+    lines = wrapped(f" {row[0]}", width, "   ")
     for title, cell in zip(header[1:], row[1:], strict=True):
         if cell:
-            lines += _wrap(f"   {title.ljust(label)}{GAP}{cell}", width, "     ")
+            lines += wrapped(f"   {title.ljust(label)}{GAP}{cell}", width, "     ")
     return "\n".join(lines)
 
 
-def _wrap(text: str, width: int, indent: str) -> list[str]:
+def wrapped(text: str, width: int, indent: str, first: str = "") -> list[str]:
     """Break a line at blanks, never inside a word such as a path or a name."""
     return textwrap.wrap(
         text,
         max(width, 20),
+        initial_indent=first,
         subsequent_indent=indent,
         drop_whitespace=True,
         break_long_words=False,
@@ -96,7 +97,7 @@ def _artifacts(rows: Sequence[Row], width: int) -> str:
     parts = [table(header, cells, align, width)]
     for row in rows:
         if row.problem:
-            parts += _wrap(f" {row.name} {row.quality}: {row.problem}", width, "   ")
+            parts += wrapped(f" {row.name} {row.quality}: {row.problem}", width, "   ")
     return "\n".join(parts)
 
 
@@ -152,17 +153,17 @@ def inspect_table(network: Json, groups: Sequence[Json], width: int = 100) -> st
         network: `name`, `params`, `macs`, `size_bytes` (float32 parameters), `inputs` (TensorSpec dicts) and,
             where known, `prunable_share`: the fraction of MACs in which some prunable group takes part.
         groups: `name`, `units_before`, `channels`, `tensors` (names or their number), `params` in these, `pinned`
-            (reason or None), `where`, `fix`, `rests_for` (groups that go instead, as they share its channels) and
+            (reason or None), `where`, `fix`, `rests` (why it is left whole although it could go) and
             `macs_share` (fraction or None) of every channel group.
         width: Columns of the terminal.
     """
-    lines = _wrap(network_line(network), width, "  ")
+    lines = wrapped(network_line(network), width, "  ")
     cells = []
     for group in groups:
         tensors = group.get("tensors")
         tied = "-" if tensors is None else str(tensors if isinstance(tensors, int) else len(tensors))
         place = f" at {q.place(group['where'])}" if group.get("where") else ""
-        instead = f"  rests: {', '.join(group['rests_for'])} goes instead" if group.get("rests_for") else ""
+        instead = f"  rests: {group['rests']}" if group.get("rests") else ""
         prunable = f"yes{instead}" if group["pinned"] is None else f"no   {group['pinned']}{place}"
         params = None if group.get("params") is None else group["params"] / max(network["params"], 1)
         sizes = [str(group.get("units_before", "-")), str(group["channels"]), tied]
@@ -177,7 +178,7 @@ def inspect_table(network: Json, groups: Sequence[Json], width: int = 100) -> st
     lines.append(summary)
     for group in groups:
         if group["pinned"] is not None and group.get("fix"):
-            lines += _wrap(f"to prune {group['name']} too: {group['fix']}", width, "  ")
+            lines += wrapped(f"to prune {group['name']} too: {group['fix']}", width, "  ")
     return "\n".join(lines)
 
 
