@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from edgeprune.dynamic import Gradual
     from edgeprune.graph import ChannelGraph, trace
     from edgeprune.pipeline.api import (
+        advise,
         apply,
         compare,
         compress,
@@ -87,6 +88,7 @@ _HOMES = {
     "SparsifyConfig": "edgeprune.config",
     "Target": "edgeprune.targets",
     "Workload": "edgeprune.workload",
+    "advise": "edgeprune.pipeline.api",
     "apply": "edgeprune.pipeline.api",
     "compare": "edgeprune.pipeline.api",
     "compress": "edgeprune.pipeline.api",
@@ -137,6 +139,7 @@ __all__ = [
     "VerificationError",
     "Workload",
     "__version__",
+    "advise",
     "apply",
     "bench",
     "compare",

@@ -47,6 +47,7 @@ NAMES = [
     "VerificationError",
     "Workload",
     "__version__",
+    "advise",
     "apply",
     "bench",
     "compare",

@@ -463,6 +463,22 @@ def compare(baseline: Measurement, other: Measurement, *, allow: Sequence[str] =
     return compare_measurements(baseline, other, allow=tuple(allow))
 
 
+def advise(workload: str, config: RunConfig | None = None) -> Json:
+    """Return what `edgeprune advise` says of a workload: `facts`, `advice` with its figures, and the `command`.
+
+    Args:
+        workload: A `workload.py` or a `module:attribute`.
+        config: Weights, and the ratio or the budgets to meet.
+
+    Raises:
+        TraceError: The forward cannot be followed.
+    """
+    from edgeprune.pipeline.advising import advice
+
+    settings = config if config is not None else RunConfig()
+    return advice(settings.model_copy(update={"workload": workload}))
+
+
 def compress(workload: str | Workload, config: RunConfig | None = None) -> RunResult:
     """Run everything: prune, fine-tune, export, verify, measure, report.
 
