@@ -196,7 +196,7 @@ def _recovery(facts: Facts) -> Iterator[Advice]:
         )
     else:
         yield Advice(
-            words=("--epochs", "1"),
+            words=("-s", "finetune.epochs=1"),
             text="after reconstruction one epoch brings most of what training can bring",
             figures="ResNet-8 at 0.5x: 91.8 % reconstructed, 92.3 % after one epoch, 92.8 % dense",
             source=RECOVERY,
