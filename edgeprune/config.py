@@ -40,9 +40,9 @@ def _refuse(text: str, fix: str) -> NoReturn:
 class PruneConfig(Section):
     """What to remove. `ratio` is the fraction of units removed; `max_macs` or `max_params` (`0.5x`) replaces it.
 
-    In attention, `attention` removes the same share of every head's width, or whole `heads`. `streams` `whole` leaves
-    alone what many layers write and normalisations count, such as the residual stream of a Transformer, as long as
-    there is anything else.
+    In attention, `attention` removes the same share of every head's width, or whole `heads`. What many layers write
+    and normalisations count, such as the residual stream of a Transformer, goes last: `streams` `auto` leaves it alone
+    unless nothing else is free or a budget cannot be met without it, `whole` unless nothing else is free.
     `depth` is the fraction of the removable residual blocks that go whole; `blocks` names some that go in any case.
     `rules` name the user's rules for operators, as `package.module:function` or `rules.py:function`.
     `output` says what may come out: `eager` the user's own module only, `graph` recorded calls, `auto` the first of
@@ -59,7 +59,7 @@ class PruneConfig(Section):
     criterion: str = "l2"
     scope: Literal["global", "local"] = "local"
     attention: Literal["width", "heads"] = "width"
-    streams: Literal["whole", "free"] = "whole"
+    streams: Literal["auto", "whole", "free"] = "auto"
     output: Literal["auto", "eager", "graph"] = "auto"
     split_recurrent: bool = False
     align: Count | Literal["target"] = "target"

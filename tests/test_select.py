@@ -259,10 +259,14 @@ def test_a_stream_is_left_whole_and_attention_loses_width() -> None:
     assert {sizes[name] for name in whole if len(whole[name]) < sizes[name]} == {4, 48}
 
 
-def test_a_stream_is_pruned_where_its_ratio_is_named_or_nothing_else_is_free() -> None:
+def test_a_stream_is_pruned_where_its_ratio_is_named_or_nothing_else_will_do() -> None:
     torch.manual_seed(0)
     case = Case(Tokens(), 2, 5, 6)
     assert len(case.plan(ratio=0.5, ratios={"enter": 0.25}).keep["enter"]) == 24
+    assert case.widths(max_macs="0.6x")["enter"] == 32
+    assert case.widths(max_macs="0.02x")["enter"] < 32
+    with pytest.raises(ConfigError, match=r"max_macs = 0.02x cannot be met"):
+        case.plan(max_macs="0.02x", streams="whole")
     others = [group.name for group in case.graph.free if not group.stream]
     assert len(case.plan(ratio=0.5, keep=tuple(others)).keep["enter"]) == 16
 

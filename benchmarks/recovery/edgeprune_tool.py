@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ def prune(case: Case, dense: nn.Module, seed: int, share: float, criterion: str,
         UnmetError: No plan is near enough.
     """
     inputs = case.inputs()
-    streams = "whole" if scope.endswith(KEPT) else "free"
+    streams: Literal["whole", "free"] = "whole" if scope.endswith(KEPT) else "free"
     found = []
     for budget in (share, share * (1 + TOLERANCE)):
         config = PruneConfig(

@@ -44,7 +44,7 @@ def plan(
     criterion: str = "l2",
     scope: Literal["global", "local"] = "local",
     attention: Literal["width", "heads"] = "width",
-    streams: Literal["whole", "free"] = "whole",
+    streams: Literal["auto", "whole", "free"] = "auto",
     align: int = 8,
     keep: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
@@ -68,7 +68,8 @@ def plan(
             take every path.
         ratio: Fraction of units removed, in [0, 1). `max_macs` or `max_params`, such as `0.5x`, replaces it.
         attention: Whether attention loses width of all heads or whole heads.
-        streams: Whether what several layers write and normalisations count is left `whole`, if there is anything else.
+        streams: Whether what several layers write and normalisations count is left `whole` if there is anything else,
+            or `auto`: and if a budget can be met without it.
         align: Kept units are a multiple of it.
         keep: Names or patterns of groups and blocks that are never pruned.
         ratios: Ratios of single groups by name, which win over all others.

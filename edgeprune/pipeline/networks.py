@@ -72,7 +72,7 @@ def describe_groups(graph: ChannelGraph, plan: PrunePlan | None, config: PruneCo
                 "where": group.where,
                 "fix": group.fix,
                 "statistics": group.statistics,
-                "rests": rest.get(group.name),
+                "rests": rest.get(group.name) if kept == group.size else None,
                 "params": group.params,
                 "macs_share": shares.get(group.name, 0.0),
                 "tensors": len(group.tensors),

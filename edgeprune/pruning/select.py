@@ -7,6 +7,7 @@ none. Groups that user code cuts into equal pieces keep equal numbers, and so do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from math import gcd
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Keep = dict[str, np.ndarray]
 Allocate = Callable[[float], Mapping[str, float]]
 Units = Mapping[str, Sequence[int]]
+_NEARLY_ALL = 0.999
 
 
 def make_plan(
@@ -71,13 +73,15 @@ def make_plan(
     if not graph.free and wanted:
         raise NothingToPrune("no group can be pruned", fix=_reasons(graph))
 
-    def choose(ratio: float) -> Keep:
-        return _choose(graph, scores, config, align, ratio, allocate, within)
+    def choose(ratio: float, settings: PruneConfig = config) -> Keep:
+        return _choose(graph, scores, settings, align, ratio, allocate, within)
 
     budget = budget_of(config.budget, graph, model, inputs, dense)
     if not wanted:
         keep = {group.name: np.arange(group.size) for group in graph.free}
     elif budget is not None:
+        if config.streams == "auto" and not budget.met(choose(_NEARLY_ALL)):
+            choose = partial(choose, settings=config.model_copy(update={"streams": "free"}))
         keep = _meet_budget(choose, budget)
     else:
         names = active(graph, config)
@@ -160,7 +164,7 @@ def resting(graph: ChannelGraph, config: PruneConfig) -> dict[str, str]:
         if group.name not in rest and others and all(groups[name].size >= group.size for name in others):
             rest[group.name] = f"shares positions with {', '.join(others)}"
     streams = [group.name for group in groups.values() if group.stream and group.name not in rest]
-    if config.streams == "whole" and len(streams) < len(groups.keys() - rest.keys()):
+    if config.streams != "free" and len(streams) < len(groups.keys() - rest.keys()):
         rest |= dict.fromkeys(streams, "a stream that normalisations count")
     return rest
 
@@ -275,7 +279,7 @@ def _meet_ratio(graph: ChannelGraph, choose: Callable[[float], Keep], ratio: flo
     def removed(keep: Keep) -> float:
         return 1 - sum(len(keep[name]) for name in names) / max(total, 1)
 
-    low, high = 0.0, 0.999
+    low, high = 0.0, _NEARLY_ALL
     less, more = choose(low), choose(high)
     for _ in range(24):
         middle = (low + high) / 2
@@ -293,7 +297,7 @@ def _meet_budget(choose: Callable[[float], Keep], budget: Budget) -> Keep:
     Raises:
         ConfigError: The narrowest plan is too large.
     """
-    low, high = 0.0, 0.999
+    low, high = 0.0, _NEARLY_ALL
     whole = choose(low)
     if budget.met(whole):
         return whole
