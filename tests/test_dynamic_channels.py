@@ -257,7 +257,8 @@ class Recurrent(nn.Module):
         (Grouped, {}, "grouped"),
         (Grouped, {"scope": "global"}, "up"),
         (Grouped, {"max_macs": "0.4x"}, "up"),
-        (Attentive, {"keep": ("embed",)}, "attention"),
+        (Attentive, {"attention": "heads"}, "attention"),
+        (Attentive, {}, "attention#2"),
         (Recurrent, {}, "lstm"),
     ],
 )

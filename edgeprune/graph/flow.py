@@ -8,7 +8,8 @@ change when positions are gone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -148,6 +149,8 @@ class Flow:
         self.blocked: dict[str, Ids] = {}
         self.grouped: list[Grouped] = []
         self.inner: list[Ids] = []
+        self.shortcuts: list[Ids] = []
+        self._uses = Counter(ref.id for call in record.calls for ref in refs(call.args))
         self._main = True
         self._where: str | None = None
         self._picked_from: list[Ids] = []
@@ -318,6 +321,12 @@ class Flow:
         """Say that a dimension is the width of heads of attention: whole heads go before it does."""
         if label is not None:
             self.inner.append(label)
+
+    def shortcut(self, tensors: Iterable[Ref]) -> None:
+        """Say that two tensors are added. One that other calls read, too, is a shortcut around them."""
+        for tensor in tensors if self._main else ():
+            if self._uses[tensor.id] > 1:
+                self.shortcuts += [label for label in self.of(tensor) if label is not None]
 
     def cut(self, label: Label, sizes: Sequence[int], call: Call, *, equal: bool, balanced: str | None = None) -> None:
         """Say that code cuts a dimension into pieces, one after the other; a piece of one position stays."""

@@ -43,8 +43,8 @@ class Group:
     `units` are the ids of its units in the graph, empty when pinned. `channels` is the width of the dimension that
     makes them, `tensors` the parameters tied together, `params` their number of values. `overlaps` names groups whose
     units share positions with these: removing both multiplies. `inside_heads` are channels of every head of attention,
-    which overlap the group of the heads. `stream` is what several layers write and several read and a normalisation
-    counts, such as the residual stream of a Transformer. `pinned` is the reason nothing of it may go.
+    which overlap the group of the heads. `stream` is what a shortcut adds to and a normalisation counts, such
+    as the residual stream of a Transformer. `pinned` is the reason nothing of it may go.
     """
 
     name: str
@@ -295,9 +295,7 @@ def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool,
     dims, number, group_of = found.dims, found.number, found.group_of
     sizes = [len(units) for units in found.members]
     statistics = _statistics(flow, number, 0)
-    inner = [number[row].reshape(-1) for label in flow.inner if (row := atoms.resolve(label)) is not None]
-    within = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *inner]))
-    groups = _describe(flow, found, statistics, within)
+    groups = _describe(flow, found, statistics, _units(flow, number, flow.inner), _units(flow, number, flow.shortcuts))
     names = [group.name for group in groups]
     place = {dim: number for number, dim in enumerate(flow.producers)}
     described = groups + _pinned_groups(flow, dims)
@@ -330,6 +328,13 @@ def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool,
     )
 
 
+def _units(flow: Flow, number: Ids, labels: Iterable[Ids]) -> Ids:
+    """Return the units of labels, ascending."""
+    rows = [number[row].reshape(-1) for label in labels if (row := flow.atoms.resolve(label)) is not None]
+    found = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *rows]))
+    return found[found >= 0]
+
+
 def _statistics(flow: Flow, number: Ids, record: int) -> tuple[Statistic, ...]:
     """Return the marked calls of one of the flow's records that something can be removed from."""
     found = []
@@ -341,8 +346,14 @@ def _statistics(flow: Flow, number: Ids, record: int) -> tuple[Statistic, ...]:
     return tuple(found)
 
 
-def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], inner: Ids) -> list[Group]:
-    """Name every group after the weight that makes its channels and list what is tied to it."""
+def _describe(
+    flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], inner: Ids, shortcuts: Ids
+) -> list[Group]:
+    """Name every group after the weight that makes its channels and list what is tied to it.
+
+    Args:
+        inner: Units that are the width of heads; `shortcuts` those of what is added to what was made of it.
+    """
     dims, members = classes.dims, classes.members
     holders: list[list[Dim]] = [[] for _ in members]
     group_of = np.zeros(sum(map(len, members)), dtype=np.int64)
@@ -364,8 +375,6 @@ def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], i
         for index in np.unique(group_of[units[units >= 0]])
     }
     producers = {dim: order for order, dim in enumerate(flow.producers)}
-    in_heads = np.zeros(len(group_of), dtype=bool)
-    in_heads[inner[inner >= 0]] = True
     groups: list[Group] = []
     names: list[str] = []
     for index, units in enumerate(members):
@@ -375,9 +384,6 @@ def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], i
         tensors = tuple(dict.fromkeys(name for name, _ in holders[index]))
         made_by = dims[producer]
         mine = (made_by >= 0) & (group_of[made_by] == index)
-        within_heads = bool(in_heads[units].any())
-        readers = {name for name, _ in holders[index] if len(flow.record.shapes[name]) > 1} - {name for name, _ in made}
-        several = len({name for name, _ in made}) > 1 and len(readers) > 1
         groups.append(
             Group(
                 name=names[-1],
@@ -388,8 +394,8 @@ def _describe(flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], i
                 tensors=tensors,
                 params=sum(prod(flow.record.shapes[name]) for name in tensors),
                 statistics=index in marked,
-                inside_heads=within_heads,
-                stream=index in marked and several and not within_heads,
+                inside_heads=bool(np.isin(units, inner).any()),
+                stream=index in marked and bool(np.isin(units, shortcuts).any()),
             )
         )
     return [replace(g, overlaps=tuple(sorted(names[i] for i in overlapping[n]))) for n, g in enumerate(groups)]

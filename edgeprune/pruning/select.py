@@ -154,7 +154,7 @@ def resting(graph: ChannelGraph, config: PruneConfig) -> dict[str, str]:
     rest: dict[str, str] = {}
     for group in groups.values():
         heads = [name for name in group.overlaps if name in groups and not groups[name].inside_heads]
-        if group.inside_heads and heads and config.attention == "width":
+        if group.inside_heads and heads and config.attention == "width" and _all_narrow(graph, groups, heads):
             rest |= dict.fromkeys(heads, "the width of its heads is pruned")
         elif group.inside_heads and heads:
             others = [name for head in heads for name in groups[head].overlaps if name not in heads]
@@ -167,6 +167,17 @@ def resting(graph: ChannelGraph, config: PruneConfig) -> dict[str, str]:
     if config.streams != "free" and len(streams) < len(groups.keys() - rest.keys()):
         rest |= dict.fromkeys(streams, "a stream that normalisations count")
     return rest
+
+
+def _all_narrow(graph: ChannelGraph, groups: Mapping[str, Group], heads: Iterable[str]) -> bool:
+    """Return whether every layer of attention loses width; with rotary positions, queries and keys cannot."""
+    layers = {item.weight for item in graph.contractions}
+    for head in heads:
+        inner = [groups[name] for name in groups[head].overlaps if name in groups and groups[name].inside_heads]
+        narrow = {tensor for group in inner for tensor in group.tensors}
+        if not layers.intersection(groups[head].tensors) <= narrow:
+            return False
+    return True
 
 
 def active(graph: ChannelGraph, config: PruneConfig) -> set[str]:
