@@ -12,21 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from labelled import Labelled, accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
 from stored import weights_file, with_weights
 from torch import nn
-from words import (
-    DATA,
-    WORDS,
-    Texts,
-    accuracy,
-    calibration,
-    evaluate_outputs,
-    in_batches,
-    numbered,
-    shuffled,
-    some_words,
-    train_step,
-)
+from words import DATA, WORDS, numbered, some_words
 
 __all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
 __all__ += ["train_step", "trained", "untrained", "weights"]
@@ -72,11 +61,11 @@ def inputs() -> tuple[torch.Tensor, ...]:
 
 
 def train_data() -> Iterable[list[torch.Tensor]]:
-    return shuffled(mails())
+    return shuffled(mails().training, 64)
 
 
 def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    return calibration(mails())
+    return calibration(mails().training, 64)
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
@@ -89,7 +78,7 @@ def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
 
 
 @functools.cache
-def mails() -> Texts:
+def mails() -> Labelled:
     """Return the different mails, spam as 1.
 
     Raises:

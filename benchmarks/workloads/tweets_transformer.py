@@ -13,21 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from labelled import Labelled, accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
 from stored import weights_file, with_weights
 from torch import nn
-from words import (
-    DATA,
-    WORDS,
-    Texts,
-    accuracy,
-    calibration,
-    evaluate_outputs,
-    in_batches,
-    numbered,
-    shuffled,
-    some_words,
-    train_step,
-)
+from words import DATA, WORDS, numbered, some_words
 
 __all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
 __all__ += ["train_step", "trained", "untrained", "weights"]
@@ -109,11 +98,11 @@ def inputs() -> tuple[torch.Tensor, ...]:
 
 
 def train_data() -> Iterable[list[torch.Tensor]]:
-    return shuffled(tweets())
+    return shuffled(tweets().training, 64)
 
 
 def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    return calibration(tweets())
+    return calibration(tweets().training, 64)
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
@@ -126,7 +115,7 @@ def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
 
 
 @functools.cache
-def tweets() -> Texts:
+def tweets() -> Labelled:
     """Return the different tweets.
 
     Raises:
