@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from edgeprune.training.batches import model_inputs
 from edgeprune.workload import import_code
 
 WORKLOADS = Path(__file__).resolve().parent / "workloads"
@@ -57,7 +58,7 @@ def write(
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model.load_state_dict(state)
     with torch.no_grad():
-        pairs = [([model(*given).numpy()], (*given, labels)) for *given, labels in workload.test_data()]
+        pairs = [([model(*model_inputs(batch)).numpy()], batch) for batch in workload.test_data()]
     print("test " + ", ".join(f"{name} {value:.4f}" for name, value in workload.evaluate_outputs(pairs).items()))
     save_file(state, output, {"made_by": made_by, "licence": licence})
     print(f"wrote {output}")

@@ -11,11 +11,12 @@ import gzip
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from labelled import accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
+from labelled import Batch, accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
 from stored import weights_file, with_weights
 from torch import nn
 
@@ -87,13 +88,13 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return (torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
 
 
-def train_data() -> Iterable[list[torch.Tensor]]:
+def train_data() -> Iterable[Batch]:
     images, labels = training_split()
     chosen = slice(0, len(labels) - HELD_OUT)
     return shuffled((images[chosen], labels[chosen]), 128)
 
 
-def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
+def calibration_data() -> Iterable[tuple[Any, ...]]:
     return calibration(training_split(), 128)
 
 
@@ -103,7 +104,7 @@ def evaluate(model: nn.Module) -> dict[str, float]:
     return accuracy(model, (images[-HELD_OUT:], labels[-HELD_OUT:]))
 
 
-def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
+def test_data() -> Iterable[Batch]:
     return in_batches(read_split("t10k"), 250)
 
 

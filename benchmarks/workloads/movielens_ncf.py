@@ -13,9 +13,10 @@ import csv
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from labelled import Labelled, Pairs, Part, calibration, in_batches, outputs, shuffled, train_step
+from labelled import Batch, Labelled, Pairs, calibration, in_batches, outputs, shuffled, train_step
 from labelled import evaluate_outputs as share_of_right
 from scipy.stats import rankdata
 from stored import data_folder, local_weights_file, with_weights
@@ -73,20 +74,20 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return torch.tensor([195]), torch.tensor([241])
 
 
-def train_data() -> Iterable[list[torch.Tensor]]:
+def train_data() -> Iterable[Batch]:
     return shuffled(ratings().training, 256)
 
 
-def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
+def calibration_data() -> Iterable[tuple[Any, ...]]:
     return calibration(ratings().training, 64)
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
     """Score the held-out ratings."""
-    return evaluate_outputs(outputs(model, ratings().validation))
+    return evaluate_outputs(outputs(model, in_batches(ratings().validation, 500)))
 
 
-def test_data() -> Iterable[Part]:
+def test_data() -> Iterable[Batch]:
     return in_batches(ratings().testing, 500)
 
 
@@ -97,7 +98,7 @@ def evaluate_outputs(pairs: Pairs) -> dict[str, float]:
     """
     pairs = list(pairs)
     scores = torch.cat([torch.as_tensor(logits[:, 1] - logits[:, 0]) for (logits, *_), _ in pairs])
-    liked = torch.cat([labels for _, (*_, labels) in pairs]).bool().numpy()
+    liked = torch.cat([labels for _, (_, labels) in pairs]).bool().numpy()
     likes, dislikes = int(liked.sum()), int((~liked).sum())
     above = rankdata(scores.numpy())[liked].sum() - likes * (likes + 1) / 2
     return share_of_right(pairs) | {"auc": float(above / (likes * dislikes))}

@@ -10,10 +10,11 @@ import csv
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from labelled import Labelled, accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
+from labelled import Batch, Labelled, accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
 from stored import weights_file, with_weights
 from torch import nn
 from words import DATA, WORDS, numbered, some_words
@@ -97,11 +98,11 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return some_words(LENGTH)
 
 
-def train_data() -> Iterable[list[torch.Tensor]]:
+def train_data() -> Iterable[Batch]:
     return shuffled(tweets().training, 64)
 
 
-def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
+def calibration_data() -> Iterable[tuple[Any, ...]]:
     return calibration(tweets().training, 64)
 
 
@@ -110,7 +111,7 @@ def evaluate(model: nn.Module) -> dict[str, float]:
     return accuracy(model, tweets().validation)
 
 
-def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
+def test_data() -> Iterable[Batch]:
     return in_batches(tweets().testing, 250)
 
 

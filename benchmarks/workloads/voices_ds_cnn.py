@@ -14,12 +14,13 @@ import functools
 import wave
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from labelled import (
+    Batch,
     Labelled,
-    Part,
     accuracy,
     calibration,
     evaluate_outputs,
@@ -90,11 +91,11 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return (torch.randn(1, 1, FRAMES, MELS, generator=torch.Generator().manual_seed(0)),)
 
 
-def train_data() -> Iterable[list[torch.Tensor]]:
+def train_data() -> Iterable[Batch]:
     return shuffled(windows().training, 64)
 
 
-def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
+def calibration_data() -> Iterable[tuple[Any, ...]]:
     return calibration(windows().training, 64)
 
 
@@ -103,7 +104,7 @@ def evaluate(model: nn.Module) -> dict[str, float]:
     return accuracy(model, windows().validation)
 
 
-def test_data() -> Iterable[Part]:
+def test_data() -> Iterable[Batch]:
     return in_batches(windows().testing, 250)
 
 
