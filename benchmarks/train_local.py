@@ -26,8 +26,6 @@ NETWORKS = {
 
 def make(name: str, seed: int, epochs: int | None = None, output: Path | None = None) -> Path:
     """Train a network from a seed and return where its weights are."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
     usual_epochs, peak_lr, weight_decay, licence = NETWORKS[name]
     workload = import_code(str(WORKLOADS / f"{name}.py"))
     torch.manual_seed(seed)
@@ -47,6 +45,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
     make(arguments.network, arguments.seed, arguments.epochs, arguments.output)
 
 
