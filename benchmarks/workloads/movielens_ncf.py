@@ -71,7 +71,8 @@ def model() -> nn.Module:
 
 
 def inputs() -> tuple[torch.Tensor, ...]:
-    return torch.tensor([195]), torch.tensor([241])
+    """Return three users and three films, among them the first and the last, between which random inputs are drawn."""
+    return torch.tensor([195, 0, USERS - 1]), torch.tensor([241, 0, FILMS - 1])
 
 
 def train_data() -> Iterable[Batch]:
