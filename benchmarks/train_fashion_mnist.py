@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from edgeprune.training.batches import model_inputs
 from edgeprune.workload import import_code
 
 WORKLOADS = Path(__file__).resolve().parent / "workloads"
@@ -43,24 +44,23 @@ def train_(
             schedule.step()
             total += loss.item()
         model.eval()
-        top1 = workload.evaluate(model)["top1"]
+        metrics = ", ".join(f"held-out {name} {value:.4f}" for name, value in workload.evaluate(model).items())
         seconds = time.process_time() - started
-        print(
-            f"epoch {epoch}: loss {total / len(loader):.4f}, held-out top1 {top1:.4f}, {seconds:.0f} CPU-s",
-            flush=True,
-        )
+        print(f"epoch {epoch}: loss {total / len(loader):.4f}, {metrics}, {seconds:.0f} CPU-s", flush=True)
 
 
-def write(model: nn.Module, workload: ModuleType, output: Path, made_by: str, *, half: bool) -> None:
-    """Write the weights and print the test accuracy of what was written."""
+def write(
+    model: nn.Module, workload: ModuleType, output: Path, made_by: str, *, half: bool, licence: str = "Apache-2.0"
+) -> None:
+    """Write the weights and print the test metrics of what was written."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if half:
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model.load_state_dict(state)
     with torch.no_grad():
-        pairs = [([model(*given).numpy()], (*given, labels)) for *given, labels in workload.test_data()]
-    print(f"test top1 {workload.evaluate_outputs(pairs)['top1']:.4f}")
-    save_file(state, output, {"made_by": made_by, "licence": "Apache-2.0"})
+        pairs = [([model(*model_inputs(batch)).numpy()], batch) for batch in workload.test_data()]
+    print("test " + ", ".join(f"{name} {value:.4f}" for name, value in workload.evaluate_outputs(pairs).items()))
+    save_file(state, output, {"made_by": made_by, "licence": licence})
     print(f"wrote {output}")
 
 

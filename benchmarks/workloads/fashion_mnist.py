@@ -11,13 +11,17 @@ import gzip
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from labelled import Batch, accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
 from stored import weights_file, with_weights
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+
+__all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
+__all__ += ["train_step", "trained", "untrained", "weights"]
 
 DATA = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 MEAN, DEVIATION = 72.94, 90.02
@@ -84,44 +88,24 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return (torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
 
 
-def train_step(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
-    images, labels = batch
-    return F.cross_entropy(model(images), labels)
-
-
-def train_data() -> Iterable[list[torch.Tensor]]:
+def train_data() -> Iterable[Batch]:
     images, labels = training_split()
     chosen = slice(0, len(labels) - HELD_OUT)
-    return DataLoader(TensorDataset(images[chosen], labels[chosen]), batch_size=128, shuffle=True, drop_last=True)
+    return shuffled((images[chosen], labels[chosen]), 128)
 
 
-def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    images, _ = training_split()
-    return [(images[i : i + 128],) for i in range(0, 512, 128)]
+def calibration_data() -> Iterable[tuple[Any, ...]]:
+    return calibration(training_split(), 128)
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
     """Score the held-out training images."""
-    model.eval()
     images, labels = training_split()
-    images, labels = images[-HELD_OUT:], labels[-HELD_OUT:]
-    with torch.no_grad():
-        logits = torch.cat([model(images[i : i + 250]) for i in range(0, HELD_OUT, 250)])
-    return {"top1": (logits.argmax(1) == labels).float().mean().item()}
+    return accuracy(model, (images[-HELD_OUT:], labels[-HELD_OUT:]))
 
 
-def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    images, labels = read_split("t10k")
-    return [(images[i : i + 250], labels[i : i + 250]) for i in range(0, len(labels), 250)]
-
-
-def evaluate_outputs(pairs: Iterable[tuple[list[np.ndarray], tuple[torch.Tensor, ...]]]) -> dict[str, float]:
-    """Score the test images from the outputs of an exported file."""
-    right = total = 0
-    for (logits, *_), (_, labels) in pairs:
-        right += int((logits.argmax(1) == labels.numpy()).sum())
-        total += len(labels)
-    return {"top1": right / total}
+def test_data() -> Iterable[Batch]:
+    return in_batches(read_split("t10k"), 250)
 
 
 @functools.cache

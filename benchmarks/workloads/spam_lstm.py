@@ -10,23 +10,13 @@ import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from labelled import Batch, Labelled, accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
 from stored import weights_file, with_weights
 from torch import nn
-from words import (
-    DATA,
-    WORDS,
-    Texts,
-    accuracy,
-    calibration,
-    evaluate_outputs,
-    in_batches,
-    numbered,
-    shuffled,
-    some_words,
-    train_step,
-)
+from words import DATA, WORDS, numbered, some_words
 
 __all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
 __all__ += ["train_step", "trained", "untrained", "weights"]
@@ -71,12 +61,12 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return some_words(LENGTH)
 
 
-def train_data() -> Iterable[list[torch.Tensor]]:
-    return shuffled(mails())
+def train_data() -> Iterable[Batch]:
+    return shuffled(mails().training, 64)
 
 
-def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    return calibration(mails())
+def calibration_data() -> Iterable[tuple[Any, ...]]:
+    return calibration(mails().training, 64)
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
@@ -84,12 +74,12 @@ def evaluate(model: nn.Module) -> dict[str, float]:
     return accuracy(model, mails().validation)
 
 
-def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
+def test_data() -> Iterable[Batch]:
     return in_batches(mails().testing, 200)
 
 
 @functools.cache
-def mails() -> Texts:
+def mails() -> Labelled:
     """Return the different mails, spam as 1.
 
     Raises:

@@ -10,24 +10,14 @@ import csv
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from labelled import Batch, Labelled, accuracy, calibration, evaluate_outputs, in_batches, shuffled, train_step
 from stored import weights_file, with_weights
 from torch import nn
-from words import (
-    DATA,
-    WORDS,
-    Texts,
-    accuracy,
-    calibration,
-    evaluate_outputs,
-    in_batches,
-    numbered,
-    shuffled,
-    some_words,
-    train_step,
-)
+from words import DATA, WORDS, numbered, some_words
 
 __all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
 __all__ += ["train_step", "trained", "untrained", "weights"]
@@ -108,12 +98,12 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return some_words(LENGTH)
 
 
-def train_data() -> Iterable[list[torch.Tensor]]:
-    return shuffled(tweets())
+def train_data() -> Iterable[Batch]:
+    return shuffled(tweets().training, 64)
 
 
-def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    return calibration(tweets())
+def calibration_data() -> Iterable[tuple[Any, ...]]:
+    return calibration(tweets().training, 64)
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
@@ -121,12 +111,12 @@ def evaluate(model: nn.Module) -> dict[str, float]:
     return accuracy(model, tweets().validation)
 
 
-def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
+def test_data() -> Iterable[Batch]:
     return in_batches(tweets().testing, 250)
 
 
 @functools.cache
-def tweets() -> Texts:
+def tweets() -> Labelled:
     """Return the different tweets.
 
     Raises:
