@@ -214,13 +214,26 @@ def test_training_adds_the_loss_and_lowers_it() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network_tensors(teacher).items())
 
 
-def test_without_weight_nothing_is_compared() -> None:
+@pytest.mark.parametrize(
+    ("step", "weight", "parts"),
+    [
+        (train_step, None, {}),
+        (train_step, 0.0, {}),
+        (None, 0.0, {}),
+        (None, None, {"distill_loss": 1.0, "feature_loss": 1.0}),
+    ],
+)
+def test_features_count_by_default_where_there_are_no_labels(
+    step: Any, weight: float | None, parts: dict[str, float]
+) -> None:
     teacher = seeded(ResidualNet)
     small, _, features = chosen(teacher, EXAMPLE)
-    result = finetune(
-        small, step=train_step, data=train_data, config=settings(epochs=1), teacher=teacher, features=features
-    )
-    assert set(result.history[0].train) == {"loss"}
+    config = settings(epochs=1, features=weight)
+    train = finetune(small, step=step, data=train_data, config=config, teacher=teacher, features=features)
+    found = train.history[0].train
+    assert set(found) == {"loss", *parts}
+    if parts:
+        assert found["loss"] == pytest.approx(sum(found[name] * share for name, share in parts.items()), rel=1e-5)
 
 
 def test_pruned_weights_stay_zero() -> None:
@@ -336,6 +349,8 @@ def test_what_is_missing_is_said() -> None:
         ep.finetune(small, teacher=teacher, **given)
     with pytest.raises(ConfigError, match="also needs the dense network, teacher="):
         ep.finetune(small, step=train_step, plan=plan, inputs=EXAMPLE, **given)
+    labelled = ep.finetune(small, step=train_step, teacher=teacher, data=list(train_data()), epochs=1)
+    assert type(labelled) is ResidualNet  # unset, nothing is missing
     with pytest.raises(ConfigError, match="no tensor to compare"):
         finetune(small, step=None, data=train_data, config=settings(features=1.0), teacher=teacher)
     single = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).eval()

@@ -295,7 +295,7 @@ def finetune(
         teacher: The dense network, for distillation; beside `step` it makes up `distill=0.5` of the loss.
         checkpoint: A file from which an interrupted training goes on.
         masks: From `sparsify`: these weights stay exactly 0.0.
-        plan: For `features=1`, what was removed from the teacher; `inputs` and `rules` are those of `apply`.
+        plan: For `features`, what was removed from the teacher; `inputs` and `rules` are those of `apply`.
         settings: Other settings of the section `finetune`, such as `lr` or `optimizer`.
 
     Raises:
@@ -314,9 +314,9 @@ def finetune(
         settings = {"distill": 0.5} | settings
     config: FinetuneConfig = validate({"finetune": {"epochs": epochs} | settings}, "finetune()").finetune
     examples = as_inputs(inputs) if inputs is not None else None
-    if config.features > 0 and teacher is not None:
-        teacher = enter(teacher, examples).model
-    features = compared_features(config, model, teacher, plan, examples, load_rules(rules))
+    teacher = enter(teacher, examples).model if teacher is not None and plan is not None else teacher
+    given = (model, teacher, plan, examples, load_rules(rules))
+    features = compared_features(config, *given, labelled=step is not None)
     result = train(
         model,
         step=step,

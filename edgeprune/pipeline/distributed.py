@@ -70,7 +70,7 @@ def follow() -> None:
 def _train(task: Json) -> None:
     from edgeprune.pipeline.folders import open_network, open_pruned
     from edgeprune.pipeline.gradual import recipe_of
-    from edgeprune.pipeline.tuning import compared_features, tuned
+    from edgeprune.pipeline.tuning import folder_features, tuned
 
     folder = Path(task["folder"])
     whole = RunConfig.model_validate(task["whole"]) if task["whole"] is not None else None
@@ -84,7 +84,7 @@ def _train(task: Json) -> None:
         align = find_target(whole.target).align if whole.prune.align == "target" else whole.prune.align
         recipe = recipe_of(whole, loaded.model, loaded.inputs, align)
     config = FinetuneConfig.model_validate(task["config"])
-    features = compared_features(config, loaded.model, loaded.dense, loaded.plan, loaded.inputs, loaded.rules)
+    features = folder_features(loaded, config)
     with seeded(loaded.seed, "finetune"):
         tuned(
             loaded.workload,

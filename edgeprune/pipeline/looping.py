@@ -251,7 +251,15 @@ class _Steps:
             checkpoint=self.session.path(checkpoint),
             seed=config.seed,
             listen=self.session.listen,
-            features=compared_features(training, model, prepared.model, plan, prepared.inputs, rules),
+            features=compared_features(
+                training,
+                model,
+                prepared.model,
+                plan,
+                prepared.inputs,
+                rules,
+                labelled=training_source(prepared.workload)[1] is not None,
+            ),
         )
         after = evaluate(prepared.workload, result.model)
         if before is None or after is None or worsening(str(self.metric), *_values(self.metric, before, after)) <= 0:

@@ -178,12 +178,11 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
 
 
 def _features(session: Session, model: nn.Module) -> Features:
-    """Return the inner tensors that fine-tuning compares, without analysing anything where it compares none."""
     prepared = session.prepared
-    if prepared.config.finetune.features == 0:
-        return ()
     plan, rules = plan_and_rules(session)
-    return compared_features(prepared.config.finetune, model, prepared.model, plan, prepared.inputs, rules)
+    labelled = training_source(prepared.workload)[1] is not None
+    config = prepared.config.finetune
+    return compared_features(config, model, prepared.model, plan, prepared.inputs, rules, labelled=labelled)
 
 
 def _untrained(session: Session, start: str) -> tuple[tuple[str, ...], Json]:

@@ -24,7 +24,7 @@ from edgeprune.pipeline.prepare import align_of, check_format_packages, check_fu
 from edgeprune.pipeline.sparsity import lost_zeros, sparsified
 from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
-    compared_features,
+    folder_features,
     history_rows,
     recalibrated,
     recalibrates,
@@ -192,9 +192,7 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
             start = _recalibrate(folder, loaded, config.finetune, metrics, listen)
         loaded = folders.open_pruned(folder, start)
         recipe = recipe_of(config, loaded.model, loaded.inputs, 1) if config.gradual.of_weights else None
-        features = compared_features(
-            config.finetune, loaded.model, loaded.dense, loaded.plan, loaded.inputs, loaded.rules
-        )
+        features = folder_features(loaded, config.finetune)
         checkpoint = folder / f"{rundir.CHECKPOINT}{_finetune_key(loaded, config)}"
         rundir.remove_checkpoints(folder, checkpoint)
         listen(Event(stage="finetune", state="begin"))

@@ -22,6 +22,7 @@ from torch import nn
 from edgeprune.compact import analyse, remove_blocks
 from edgeprune.compact.plans import check_fits, output_of, prepared
 from edgeprune.compact.program import Captured
+from edgeprune.config import FinetuneConfig
 from edgeprune.errors import ConfigError, ModelError
 from edgeprune.graph.capture import Record, Ref
 from edgeprune.graph.flow import refs
@@ -81,6 +82,16 @@ Features = tuple[Feature, ...]
 Tensors = dict[str, torch.Tensor]
 
 _OFF = "set finetune.features=0"
+
+
+def feature_weight(config: FinetuneConfig, *, labelled: bool) -> float:
+    """Return the weight of the features in the loss: by default they count where nothing but the teacher says what is
+    right, as few samples say little through the outputs alone.
+
+    Args:
+        labelled: There is a loss of the user's.
+    """
+    return config.features if config.features is not None else float(not labelled)
 
 
 def features_of(

@@ -36,7 +36,7 @@ from edgeprune.training.checkpoint import (
     save_checkpoint,
 )
 from edgeprune.training.distill import answers, distillation_loss, recorded
-from edgeprune.training.features import Features, feature_loss
+from edgeprune.training.features import Features, feature_loss, feature_weight
 from edgeprune.training.interrupts import HeldInterrupt
 from edgeprune.training.optimise import learning_rate, make_optimizer, set_learning_rate_
 from edgeprune.training.processes import Processes
@@ -126,7 +126,7 @@ def finetune(
         seed=seed,
         masks=masks,
         recipe=recipe,
-        features=features if config.features > 0 else (),
+        features=features if feature_weight(config, labelled=step is not None) > 0 else (),
     )
     with preserved():
         training = _Training(job, Processes())
@@ -158,7 +158,7 @@ def _check_arguments(
         raise ConfigError(
             f"finetune.distill is {config.distill} and there is no teacher", fix="pass teacher=, or set distill to 0"
         )
-    if config.features > 0 and (teacher is None or not features):
+    if config.features and (teacher is None or not features):
         missing = "teacher" if teacher is None else "tensor to compare"
         raise ConfigError(
             f"finetune.features is {config.features:g} and there is no {missing}",
@@ -332,7 +332,11 @@ class _Training:
             (loss,) = parts.values()
             return loss, {"loss": loss.item()}
         share = config.distill if step is not None else 1.0
-        weights = {"step_loss": 1.0 - share, "distill_loss": share, "feature_loss": config.features}
+        weights = {
+            "step_loss": 1.0 - share,
+            "distill_loss": share,
+            "feature_loss": feature_weight(config, labelled=step is not None),
+        }
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return loss, {"loss": loss.item()} | {name: part.item() for name, part in parts.items()}
 
