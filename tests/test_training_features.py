@@ -321,6 +321,28 @@ def test_sizes_that_do_not_fit_are_errors() -> None:
         loss_of(small, teacher, wrong, *EXAMPLE)
 
 
+def test_what_training_returns_in_another_shape_is_left_out() -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.tanh(self.layer(x))
+            return x.unsqueeze(1) if self.training else x
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.moody, self.head = nn.Linear(6, 8), Moody(), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.moody(torch.tanh(self.first(x))).flatten(1))
+
+    *_, features = chosen(seeded(Net), (torch.zeros(1, 6),))
+    assert [feature.path for feature in features] == ["first"]
+
+
 def test_blocks_that_went_are_no_obstacle() -> None:
     teacher = seeded(lambda: ResidualNet(3))
     small, _, features = chosen(teacher, EXAMPLE, blocks=["blocks.1"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.config import FinetuneConfig, ReconstructConfig
-from edgeprune.errors import ConfigError, ModelError, VerificationError
+from edgeprune.errors import ConfigError, EdgePruneError, ModelError, VerificationError
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.networks import evaluate, has_statistics
 from edgeprune.values import Json, Notice
@@ -254,7 +254,7 @@ def compared_features(
                 fix="pass what apply() got, or set finetune.features=0",
             )
         return features_of(model, dense, plan, inputs, rules)
-    except ConfigError:
+    except EdgePruneError:
         if config.features is not None:
             raise
         return ()  # nobody asked

@@ -22,11 +22,13 @@ from torch import nn
 from edgeprune.compact import analyse, remove_blocks
 from edgeprune.compact.plans import check_fits, output_of, prepared
 from edgeprune.compact.program import Captured
+from edgeprune.compact.verify import run_
 from edgeprune.config import FinetuneConfig
 from edgeprune.errors import ConfigError, ModelError
-from edgeprune.graph.capture import Record, Ref
+from edgeprune.graph.capture import Record, Ref, attention_in_parts
 from edgeprune.graph.flow import refs
 from edgeprune.graph.results import take_apart
+from edgeprune.graph.structure import copy_model
 from edgeprune.workload import as_inputs
 
 if TYPE_CHECKING:
@@ -49,17 +51,11 @@ class Feature:
     leaf: int
     kept: Mapping[int, tuple[int, torch.Tensor]]
 
-    def of(self, result: Any) -> torch.Tensor:
-        """Return the tensor from what the module returned.
-
-        Raises:
-            ModelError: There is none at its place.
-        """
+    def of(self, result: Any) -> torch.Tensor | None:
+        """Return the tensor from what the module returned, None where there is none at its place."""
         leaves, _ = take_apart(result)
         found = leaves[self.leaf] if self.leaf < len(leaves) else None
-        if not isinstance(found, torch.Tensor):
-            raise ModelError(f"'{self.path}' returns something else than in its first forward", fix=_OFF)
-        return found
+        return found if isinstance(found, torch.Tensor) else None
 
     def restricted(self, dense: torch.Tensor) -> torch.Tensor:
         """Return the tensor of the dense network at the positions that the pruned one kept.
@@ -85,8 +81,10 @@ _OFF = "set finetune.features=0"
 
 
 def feature_weight(config: FinetuneConfig, *, labelled: bool) -> float:
-    """Return the weight of the features in the loss: by default they count where nothing but the teacher says what is
-    right, as few samples say little through the outputs alone.
+    """Return the weight of the features in the loss.
+
+    By default they count where nothing but the teacher says what is right: few samples say little through the outputs
+    alone.
 
     Args:
         labelled: There is a loss of the user's.
@@ -131,9 +129,37 @@ def features_of(
         )
     known = {path for path, _ in teacher.named_modules()}
     found = _chosen(graph, plan, known.intersection(_own_layers(student)))
+    found = _alike(student, teacher, found, inputs)
     if not found:
         raise ConfigError("the network has no inner tensor that finetune.features could compare", fix=_OFF)
     return found
+
+
+def _alike(student: nn.Module, teacher: nn.Module, features: Features, inputs: tuple[torch.Tensor, ...]) -> Features:
+    """Leave out what a network that trains returns in another shape, as seen in a trial with two samples."""
+    trial, dense = copy_model(student).train(), copy_model(teacher).eval()
+    double = tuple(torch.cat([tensor, tensor]) if tensor.dim() > 0 else tensor for tensor in inputs)
+    with (
+        torch.random.fork_rng(),
+        attention_in_parts(),
+        watched(trial, features) as own,
+        watched(dense, features) as all_,
+    ):
+        try:
+            run_(trial, double)
+            run_(dense, double)
+        except ModelError:  # one size of batch only, or more arguments while it trains: training itself will show it
+            return features
+    return tuple(feature for feature in features if _fits(feature, own, all_))
+
+
+def _fits(feature: Feature, own: Tensors, dense: Tensors) -> bool:
+    if feature.path not in own or feature.path not in dense:
+        return False
+    try:
+        return feature.restricted(dense[feature.path]).shape == own[feature.path].shape
+    except ModelError:
+        return False
 
 
 def digest_features(features: Features) -> str:
@@ -267,7 +293,9 @@ def watched(model: nn.Module, features: Features) -> Iterator[Tensors]:
 
     def watch(feature: Feature) -> Any:
         def keep(_: nn.Module, __: Any, result: Any) -> None:
-            found[feature.path] = feature.of(result)
+            tensor = feature.of(result)
+            if tensor is not None:
+                found[feature.path] = tensor
 
         return keep
 
