@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +83,8 @@ def train(case: Case, seed: int, processes: int, most: int | None = None) -> Row
         order = torch.randperm(len(labels))[:whole]
         return [(images[some], labels[some]) for some in order.split(size)]
 
-    began_s = time.perf_counter()
     tuned = ep.finetune(small, step=workload.train_step, data=batches, epochs=case.epochs, seed=seed)
-    seconds = time.perf_counter() - began_s
-    row = {"network": case.name, "seed": seed, "processes": processes, "seconds": round(seconds, 1)}
+    row = {"network": case.name, "seed": seed, "processes": processes}
     return row | {"before": workload.evaluate(small)["top1"], "top1": workload.evaluate(tuned)["top1"]}
 
 
@@ -116,8 +113,8 @@ def run(case: Case, seed: int, processes: int, most: int | None = None) -> Row:
 def table(rows: list[Row]) -> str:
     """Return the results as Markdown: means over seeds with their deviation, and the difference paired by seed."""
     lines = [
-        "| network | seeds | before | one process | two processes | difference | seconds, one | two |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | seeds | before | one process | two processes | difference |",
+        "|---|---|---|---|---|---|",
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
         found = {(row["processes"], row["seed"]): row for row in rows if row["network"] == network}
@@ -125,15 +122,12 @@ def table(rows: list[Row]) -> str:
             {seed for number, seed in found if number == 1} & {seed for number, seed in found if number == 2}
         )
         one, two = (np.array([found[number, seed]["top1"] for seed in seeds]) for number in (1, 2))
-        seconds = [np.median([found[number, seed]["seconds"] for seed in seeds]) for number in (1, 2)]
         cells = [network, str(len(seeds)), f"{100 * found[1, seeds[0]]['before']:.2f}"]
         cells += [f"{100 * values.mean():.2f} ± {100 * values.std(ddof=1):.2f}" for values in (one, two)]
-        cells += [_interval(two - one), *(f"{value:.0f}" for value in seconds)]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([*cells, _interval(two - one)])} |")
     note = (
         "Percent of the held-out images that are read right: mean and standard deviation over seeds; the difference, "
-        "two processes less one, is paired by seed, with its 95 % interval (t). Seconds are medians of the training "
-        "alone, on two cores that others used, too."
+        "two processes less one, is paired by seed, with its 95 % interval (t)."
     )
     return "\n".join([*lines, "", note])
 
