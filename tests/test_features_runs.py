@@ -82,7 +82,8 @@ def test_without_labels_features_are_compared_unless_there_are_none(folder: Path
     (folder / "tiny.py").write_text(source.replace("def train_step(", "def unused_step("))
     run = compress(_config(folder, finetune__epochs=1, bench__processes=1))
     assert set(run.data["history"][0]["train"]) == {"loss", "distill_loss", "feature_loss"}
-    run = compress(_config(folder, finetune__epochs=1, bench__processes=1, prune__output="graph"))
+    other = {"output": str(folder / "other"), "prune__output": "graph"}
+    run = compress(_config(folder, finetune__epochs=1, bench__processes=1, **other))
     assert set(run.data["history"][0]["train"]) == {"loss"}
 
 
