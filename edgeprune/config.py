@@ -246,7 +246,11 @@ class GradualConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """How accuracy is won back. `distill` 0 trains on the user's loss alone, 1 on the dense network alone."""
+    """How accuracy is won back. `distill` 0 trains on the user's loss alone, 1 on the dense network alone.
+
+    `features` times how far the inner tensors are from those of the dense network, at the kept channels, is added;
+    unset, it is 1 where there is no loss of the user's and the layers can be compared, else 0.
+    """
 
     epochs: int = Field(3, ge=0)
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
@@ -258,6 +262,7 @@ class FinetuneConfig(Section):
     max_grad_norm: float | None = Field(None, gt=0)
     distill: float = Field(0.0, ge=0, le=1)
     temperature: float = Field(4.0, gt=0)
+    features: float | None = Field(None, ge=0, allow_inf_nan=False)
     metric: str | None = None
     checkpoint_every_s: float = Field(30.0, ge=0)
     recalibrate_batches: int = Field(32, ge=0)
@@ -327,11 +332,14 @@ class RunConfig(Section):
     layerwise: LayerwiseConfig = LayerwiseConfig()
 
     @model_validator(mode="after")
-    def _gradual_fits(self) -> Self:
+    def _fits_together(self) -> Self:
         method, prune, sparsify = self.gradual.method, self.prune, self.sparsify
         if self.gradual.of_weights and sparsify.method not in _BY_AND_BY:
             text = f"gradual.method = '{method}' needs sparsify.method, one of {', '.join(_BY_AND_BY)}"
             _refuse(text, "-s sparsify.method=magnitude -s sparsify.amount=0.8")
+        if self.finetune.features and prune.output == "graph":
+            text = f"finetune.features = {self.finetune.features:g} does not go with prune.output = 'graph'"
+            _refuse(text, "recorded calls have no layers to compare: -s finetune.features=0, or another output")
         if self.gradual.of_units:
             removes = prune.ratio > 0 or prune.budget is not None or any(prune.ratios.values())
             for wrong, what, fix in (

@@ -13,7 +13,15 @@ from torch import nn
 
 from edgeprune.errors import ModelError
 from edgeprune.training import finetune
-from edgeprune.training.distill import Call, distillation_loss, output_tensors, outputs_loss, recorded, tensor_loss
+from edgeprune.training.distill import (
+    Call,
+    answers,
+    distillation_loss,
+    output_tensors,
+    outputs_loss,
+    recorded,
+    tensor_loss,
+)
 from tests.training_case import samples, settings, small_net, train_data, train_step
 
 
@@ -205,6 +213,7 @@ def test_calls_are_recorded_with_their_inputs_and_the_teacher_gets_the_same() ->
         model(x, factor=3.0)
     model(x)
     assert [call.kwargs for call in calls] == [{}, {"factor": 3.0}]
-    assert distillation_loss(Scaled(), calls, x, 4.0).item() == 0.0
+    assert distillation_loss(calls, answers(Scaled(), calls), x, 4.0).item() == 0.0
     off = [Call(args=(x,), kwargs={}, output=x * 2)]
-    assert distillation_loss(Scaled(), off, x, 4.0).item() == pytest.approx(1.0)  # 1 squared over the mean square 1
+    loss = distillation_loss(off, answers(Scaled(), off), x, 4.0).item()
+    assert loss == pytest.approx(1.0)  # 1 squared over the mean square 1

@@ -42,7 +42,7 @@ def _assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def test_both_processes_end_with_the_same_network_and_metrics(ranks: list[dict[str, Any]]) -> None:
-    for training in ("plain", "resumed", "uneven", "joined", "sparse"):
+    for training in ("plain", "resumed", "uneven", "joined", "sparse", "featured"):
         _assert_same(ranks[0][training], ranks[1][training])
     assert ranks[0]["top1"] == ranks[1]["top1"]
     assert ranks[0]["loss"] == ranks[1]["loss"]
@@ -76,6 +76,11 @@ def test_pruned_weights_stay_zero_in_both(ranks: list[dict[str, Any]]) -> None:
 def test_weights_that_move_move_alike_in_both(ranks: list[dict[str, Any]]) -> None:
     _assert_same(ranks[0]["moved"], ranks[1]["moved"])
     assert ranks[0]["moved zeros"] >= 0.6 * (8 * 9 + 72 * 4) - 1
+
+
+def test_features_are_compared_in_both(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["feature loss"] == ranks[1]["feature loss"]
+    assert ranks[0]["feature loss"][-1] < ranks[0]["feature loss"][0]
 
 
 def test_an_unused_layer_is_left_alone(ranks: list[dict[str, Any]]) -> None:

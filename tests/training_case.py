@@ -2,6 +2,7 @@
 
 python -m tests.training_case killed CHECKPOINT       SIGKILL in the middle of the second epoch
 python -m tests.training_case "killed sparse" FILE    the same, with most weights held at zero
+python -m tests.training_case "killed features" FILE   the same, compared with a dense network inside
 python -m tests.training_case "killed METHOD" FILE    the same, pruned meanwhile by a method of `gradual`
 torchrun ... -m tests.training_case together FOLDER   several trainings in two processes
 """
@@ -26,10 +27,12 @@ import edgeprune as ep
 from edgeprune.config import FinetuneConfig, validate
 from edgeprune.dynamic import recipe
 from edgeprune.pruning import Masks
-from edgeprune.training import FinetuneResult, Progress, finetune
+from edgeprune.training import FinetuneResult, Progress, features_of, finetune
 from edgeprune.training.checkpoint import network_tensors
+from edgeprune.training.features import Features
 
 CLASSES = 4
+EXAMPLE = (torch.zeros(1, 1, 6, 6),)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -160,11 +163,27 @@ def train_gradual(
         sections["sparsify"] = {"method": "lamp", "amount": 0.6}
     config = validate(sections)
     model = small_net()
-    made = recipe(
-        model, (torch.zeros(1, 1, 6, 6),), config.gradual, prune=config.prune, sparsify=config.sparsify, align=1
-    )
+    made = recipe(model, EXAMPLE, config.gradual, prune=config.prune, sparsify=config.sparsify, align=1)
     config_of_training = settings(weight_decay=0.01)
     return _finetuned(model, config_of_training, checkpoint, on_progress, evaluate=evaluate, recipe=made)
+
+
+def pruned_small_net() -> tuple[SmallNet, SmallNet, Features]:
+    """Return a small network, the same with half of its channels, and what both have inside."""
+    dense = small_net(1)
+    plan = ep.plan(dense, EXAMPLE, align=1)
+    small = ep.apply(dense, plan, EXAMPLE)
+    assert isinstance(small, SmallNet)
+    return dense, small, features_of(small, dense, plan, EXAMPLE)
+
+
+def train_featured(
+    checkpoint: Path | None = None, on_progress: Callable[[Progress], None] | None = None
+) -> FinetuneResult:
+    """Fine-tune the pruned small network on its loss and on what the whole one gives and has inside."""
+    dense, small, features = pruned_small_net()
+    config = settings(features=1.0, distill=0.5)
+    return _finetuned(small, config, checkpoint, on_progress, teacher=dense, features=features)
 
 
 def kill_at(epoch: int, step: int, number: signal.Signals) -> Callable[[Progress], None]:
@@ -223,7 +242,10 @@ def _together(folder: Path) -> None:
     joined = train_joined(1)
     masks, sparse = train_sparse()
     moved = train_gradual("rigl")
+    featured = train_featured()
     facts = {
+        "featured": featured.model.state_dict(),
+        "feature loss": [record.train["feature_loss"] for record in featured.history],
         "moved": moved.model.state_dict(),
         "moved zeros": sum(int((tensor == 0).sum()) for tensor in moved.model.parameters()),
         "sparse": sparse.model.state_dict(),
@@ -249,6 +271,8 @@ if __name__ == "__main__":
         train(Path(path), kill_at(2, 3, signal.SIGKILL))
     elif command == "killed sparse":
         train_sparse(Path(path), kill_at(2, 3, signal.SIGKILL))
+    elif command == "killed features":
+        train_featured(Path(path), kill_at(2, 3, signal.SIGKILL))
     elif command.startswith("killed "):
         train_gradual(command.removeprefix("killed "), Path(path), kill_at(2, 3, signal.SIGKILL))
     elif command == "together":

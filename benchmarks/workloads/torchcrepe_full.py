@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import crepe_pitch
 import torch
-from crepe_pitch import calibration, evaluate, evaluate_outputs, inputs, network, test_data
+from crepe_pitch import evaluate_outputs, inputs
 from torch import nn
 
 __all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data"]
 
 
 def model() -> nn.Module:
-    return network("full")
+    return crepe_pitch.network("full")
 
 
 def calibration_data() -> Iterable[tuple[torch.Tensor, ...]]:
-    return calibration(batches=192, batch_size=16)
+    return crepe_pitch.calibration(batches=192, batch_size=16)
+
+
+def evaluate(model: nn.Module) -> dict[str, float]:
+    return crepe_pitch.evaluate(model, "full")
+
+
+def test_data() -> Iterable[tuple[torch.Tensor, ...]]:
+    return crepe_pitch.test_data("full")

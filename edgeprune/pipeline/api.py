@@ -288,6 +288,9 @@ def finetune(
     checkpoint: str | Path | None = None,
     seed: int = 0,
     masks: Masks | None = None,
+    plan: PrunePlan | None = None,
+    inputs: Inputs | None = None,
+    rules: Sequence[Entry] = (),
     **settings: Any,
 ) -> nn.Module:
     """Return a trained copy of the network, the best epoch by `evaluate` where that is given.
@@ -298,6 +301,7 @@ def finetune(
         teacher: The dense network, for distillation; beside `step` it makes up `distill=0.5` of the loss.
         checkpoint: A file from which an interrupted training goes on.
         masks: From `sparsify`: these weights stay exactly 0.0.
+        plan: For `features`, what was removed from the teacher; `inputs` and `rules` are those of `apply`.
         settings: Other settings of the section `finetune`, such as `lr` or `optimizer`.
 
     Raises:
@@ -305,6 +309,9 @@ def finetune(
         TrainingError: The loss or the weights are not finite.
     """
     from edgeprune.config import validate
+    from edgeprune.graph.enter import enter
+    from edgeprune.graph.rules.custom import load_rules
+    from edgeprune.pipeline.tuning import compared_features
     from edgeprune.training import finetune as train
 
     if step is None and teacher is None:
@@ -312,6 +319,10 @@ def finetune(
     if teacher is not None and step is not None:
         settings = {"distill": 0.5} | settings
     config: FinetuneConfig = validate({"finetune": {"epochs": epochs} | settings}, "finetune()").finetune
+    examples = as_inputs(inputs) if inputs is not None else None
+    teacher = enter(teacher, examples).model if teacher is not None and plan is not None else teacher
+    given = (model, teacher, plan, examples, load_rules(rules))
+    features = compared_features(config, *given, labelled=step is not None)
     result = train(
         model,
         step=step,
@@ -322,6 +333,7 @@ def finetune(
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         seed=seed,
         masks=masks,
+        features=features,
     )
     return result.model
 

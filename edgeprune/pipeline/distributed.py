@@ -70,7 +70,7 @@ def follow() -> None:
 def _train(task: Json) -> None:
     from edgeprune.pipeline.folders import open_network, open_pruned
     from edgeprune.pipeline.gradual import recipe_of
-    from edgeprune.pipeline.tuning import tuned
+    from edgeprune.pipeline.tuning import folder_features, tuned
 
     folder = Path(task["folder"])
     whole = RunConfig.model_validate(task["whole"]) if task["whole"] is not None else None
@@ -83,17 +83,20 @@ def _train(task: Json) -> None:
     if whole is not None:
         align = find_target(whole.target).align if whole.prune.align == "target" else whole.prune.align
         recipe = recipe_of(whole, loaded.model, loaded.inputs, align)
+    config = FinetuneConfig.model_validate(task["config"])
+    features = folder_features(loaded, config)
     with seeded(loaded.seed, "finetune"):
         tuned(
             loaded.workload,
             loaded.model,
             loaded.dense,
-            FinetuneConfig.model_validate(task["config"]),
+            config,
             checkpoint=folder / task["checkpoint"],
             seed=loaded.seed,
             listen=ignore,
             masks=loaded.masks if recipe is None else None,
             recipe=recipe,
+            features=features,
         )
 
 

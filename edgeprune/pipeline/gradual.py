@@ -58,9 +58,12 @@ def gradual_settings(config: RunConfig) -> Json:
 
 
 def training_config(config: RunConfig) -> FinetuneConfig:
-    """Return the settings of the training before the cut: those of fine-tuning, with epochs of its own."""
+    """Return the settings of the training before the cut: those of fine-tuning, with epochs of its own.
+
+    Which channels stay is open until its end, so none are compared with the teacher's.
+    """
     epochs = config.gradual.epochs or config.finetune.epochs
-    return config.finetune.model_copy(update={"epochs": epochs})
+    return config.finetune.model_copy(update={"epochs": epochs, "features": 0.0})
 
 
 def with_weights(model: nn.Module, path: Path) -> nn.Module:

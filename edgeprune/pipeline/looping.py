@@ -18,6 +18,7 @@ from edgeprune.pipeline.folders import load_state, save_state
 from edgeprune.pipeline.networks import evaluate
 from edgeprune.pipeline.stages import Session, run_stage, weights_of
 from edgeprune.pipeline.tuning import (
+    compared_features,
     recalibrated,
     recalibrates,
     reconstructed,
@@ -241,14 +242,24 @@ class _Steps:
         before = evaluate(prepared.workload, model)
         if training_source(prepared.workload)[0] is None or config.loop.epochs == 0:
             return model, before, before
+        training = config.finetune.model_copy(update={"epochs": config.loop.epochs})
         result = tuned(
             prepared.workload,
             model,
             prepared.model,
-            config.finetune.model_copy(update={"epochs": config.loop.epochs}),
+            training,
             checkpoint=self.session.path(checkpoint),
             seed=config.seed,
             listen=self.session.listen,
+            features=compared_features(
+                training,
+                model,
+                prepared.model,
+                plan,
+                prepared.inputs,
+                rules,
+                labelled=training_source(prepared.workload)[1] is not None,
+            ),
         )
         after = evaluate(prepared.workload, result.model)
         if before is None or after is None or worsening(str(self.metric), *_values(self.metric, before, after)) <= 0:

@@ -16,6 +16,7 @@ from edgeprune.pipeline.networks import evaluate
 from edgeprune.pipeline.sparsity import sparsified
 from edgeprune.pipeline.stages import Session, network, plan_and_rules, run_stage, weights_of
 from edgeprune.pipeline.tuning import (
+    compared_features,
     history_rows,
     recalibrated,
     recalibrates,
@@ -29,7 +30,10 @@ from edgeprune.rundir import StageKey, StageRecord
 from edgeprune.values import Json, Notice, finite, leading_metric, worsening
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgeprune.training import FinetuneResult
+    from edgeprune.training.features import Features
 
 
 def reconstruct(session: Session, applied: StageRecord) -> StageRecord | None:
@@ -147,6 +151,7 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
             return _untrained(session, start)
         model = network(session, start)
         recipe = recipe_of(whole, model, prepared.inputs, prepared.align) if whole.gradual.of_weights else None
+        features = _features(session, model)
         distributed.announce(session.run.path, start, config, checkpoint, whole if recipe is not None else None)
         result = tuned(
             prepared.workload,
@@ -158,8 +163,10 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
             listen=session.listen,
             masks=load_masks(session.run.path, start) if recipe is None else None,
             recipe=recipe,
+            features=features,
         )
-        return _trained(session, source, result)
+        written, facts = _trained(session, source, result)
+        return written, facts | {"features": [feature.path for feature in features]}
 
     rundir.remove_checkpoints(session.run.path, checkpoint)
     if not trains or session.run.reusable(key) is not None:
@@ -168,6 +175,14 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
     rundir.remove_checkpoints(session.run.path)
     session.notices_of("finetune", record)
     return record
+
+
+def _features(session: Session, model: nn.Module) -> Features:
+    prepared = session.prepared
+    plan, rules = plan_and_rules(session)
+    labelled = training_source(prepared.workload)[1] is not None
+    config = prepared.config.finetune
+    return compared_features(config, model, prepared.model, plan, prepared.inputs, rules, labelled=labelled)
 
 
 def _untrained(session: Session, start: str) -> tuple[tuple[str, ...], Json]:

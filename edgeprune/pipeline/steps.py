@@ -25,6 +25,7 @@ from edgeprune.pipeline.prepare import align_of, check_format_packages, check_fu
 from edgeprune.pipeline.sparsity import lost_zeros, sparsified
 from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
+    folder_features,
     history_rows,
     recalibrated,
     recalibrates,
@@ -194,6 +195,7 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
             start = _recalibrate(folder, loaded, config.finetune, metrics, listen)
         loaded = folders.open_pruned(folder, start)
         recipe = recipe_of(config, loaded.model, loaded.inputs, 1) if config.gradual.of_weights else None
+        features = folder_features(loaded, config.finetune)
         checkpoint = folder / f"{rundir.CHECKPOINT}{_finetune_key(loaded, config)}"
         rundir.remove_checkpoints(folder, checkpoint)
         listen(Event(stage="finetune", state="begin"))
@@ -209,6 +211,7 @@ def finetune(source: str, config: RunConfig, *, listen: Listener) -> Json:
                 listen=listen,
                 masks=loaded.masks if recipe is None else None,
                 recipe=recipe,
+                features=features,
             )
         for told in result.notices:
             listen(Event(stage="finetune", state="notice", notice=told))

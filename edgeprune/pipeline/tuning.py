@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.config import FinetuneConfig, ReconstructConfig
-from edgeprune.errors import ModelError, VerificationError
+from edgeprune.errors import ConfigError, EdgePruneError, ModelError, VerificationError
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.networks import evaluate, has_statistics
 from edgeprune.values import Json, Notice
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from edgeprune.dynamic import Recipe
     from edgeprune.graph import ChannelGraph
     from edgeprune.graph.flow import UserRules
+    from edgeprune.pipeline.folders import Loaded
     from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.reconstruct import Reconstructed
     from edgeprune.training import FinetuneResult, Progress
+    from edgeprune.training.features import Features
 
 Data = Callable[[], Iterable[Any]]
 Step = Callable[["nn.Module", Any], "torch.Tensor"]
@@ -177,6 +179,7 @@ def tuned(
     listen: Listener,
     masks: Masks | None = None,
     recipe: Recipe | None = None,
+    features: Features = (),
     stage: str = "finetune",
 ) -> FinetuneResult:
     """Train a network, going on from the checkpoint where there is one.
@@ -186,6 +189,7 @@ def tuned(
         listen: Gets `progress` events of the stage.
         masks: Single weights that stay zero.
         recipe: How the network is pruned meanwhile.
+        features: Inner tensors to compare with the dense network's, from `compared_features`.
 
     Raises:
         TrainingError: The loss or the weights are not finite.
@@ -209,13 +213,62 @@ def tuned(
         data=data if data is not None else tuple,
         config=config,
         evaluate=metrics if workload.evaluate is not None else None,
-        teacher=dense if step is None or config.distill > 0 else None,
+        teacher=dense if step is None or config.distill > 0 or config.features else None,
         checkpoint=checkpoint,
         on_progress=progress,
         seed=seed,
         masks=masks,
         recipe=recipe,
+        features=features,
     )
+
+
+def compared_features(
+    config: FinetuneConfig,
+    model: nn.Module,
+    dense: nn.Module | None,
+    plan: PrunePlan | None,
+    inputs: tuple[torch.Tensor, ...] | None,
+    rules: UserRules | None,
+    *,
+    labelled: bool,
+) -> Features:
+    """Return the inner tensors that training compares with the dense network's; none where the settings say so.
+
+    Args:
+        labelled: There is a loss of the user's.
+
+    Raises:
+        ConfigError: The settings ask for it, and something that it takes is missing, or there are no such tensors.
+    """
+    from edgeprune.training import feature_weight, features_of
+
+    if feature_weight(config, labelled=labelled) == 0:
+        return ()
+    try:
+        if dense is None or plan is None or inputs is None:
+            given = {"the dense network, teacher=": dense, "plan=": plan, "inputs=": inputs}
+            missing = [name for name, value in given.items() if value is None]
+            raise ConfigError(
+                f"finetune.features is {config.features}, which also needs {' and '.join(missing)}",
+                fix="pass what apply() got, or set finetune.features=0",
+            )
+        return features_of(model, dense, plan, inputs, rules)
+    except EdgePruneError:
+        if config.features is not None:
+            raise
+        return ()  # nobody asked
+
+
+def folder_features(loaded: Loaded, config: FinetuneConfig) -> Features:
+    """Return what `compared_features` does for a pruned network that was opened from its folder.
+
+    Raises:
+        ConfigError: The settings ask for features, and there are none.
+    """
+    labelled = training_source(loaded.workload)[1] is not None
+    given = (loaded.model, loaded.dense, loaded.plan, loaded.inputs, loaded.rules)
+    return compared_features(config, *given, labelled=labelled)
 
 
 def history_rows(result: FinetuneResult) -> list[Json]:

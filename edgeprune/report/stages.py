@@ -86,6 +86,9 @@ def _describe_finetune(facts: Json) -> str:
     losses = [value for name, value in history[-1]["train"].items() if name == "loss"]
     parts = [f"{len(history)} epoch{'' if len(history) == 1 else 's'}"]
     parts += [f"loss {losses[0]:.3g}"] if losses else []
+    parts += (
+        [f"{len(facts['features'])} inner tensors compared with the dense network"] if facts.get("features") else []
+    )
     parts += [metrics_text(facts["metrics"])] if facts["metrics"] else []
     return "  ".join(parts)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeprune.errors import ModelError
+from edgeprune.graph.capture import attention_in_parts
+from edgeprune.training.features import Features, Tensors, relative_error, watched
 
 _SHAPE_ONLY = (
     "View",
@@ -45,50 +47,70 @@ _TINY = 1e-12
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of the student: what it was given and what it returned."""
+    """One call of a network: what it was given, what it returned, and its features by path."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    inner: Tensors = dataclasses.field(default_factory=dict)
 
 
 @contextmanager
-def recorded(student: nn.Module) -> Iterator[list[Call]]:
+def recorded(student: nn.Module, features: Features = ()) -> Iterator[list[Call]]:
     """Collect the calls of a network in the block, so that the teacher is asked about the same inputs."""
     calls: list[Call] = []
+    with watched(student, features) as inner:
 
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls.append(Call(args=args, kwargs=kwargs, output=output))
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            calls.append(Call(args=args, kwargs=kwargs, output=output, inner=dict(inner)))
+            inner.clear()
 
-    handle = student.register_forward_hook(keep, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
+        handle = student.register_forward_hook(keep, with_kwargs=True)
+        try:
+            yield calls
+        finally:
+            handle.remove()
 
 
-def distillation_loss(teacher: nn.Module, calls: list[Call], batch: Any, temperature: float) -> torch.Tensor:
-    """Return how far the student's outputs are from the teacher's, averaged over calls and output tensors.
+def answers(teacher: nn.Module, calls: list[Call], features: Features = ()) -> list[Call]:
+    """Return what the teacher makes of the student's calls, without gradients.
 
     Args:
-        teacher: In evaluation mode; it is called without gradients.
+        teacher: In evaluation mode.
         calls: Calls of the student, from `recorded`.
-        batch: The user's batch; its integer tensors tell whether an output holds class scores.
 
     Raises:
-        ModelError: The student was not called, or its outputs do not match the teacher's.
+        ModelError: The student was not called.
     """
     if not calls:
         raise ModelError(
-            "train_step did not call the network, so there is no output to compare with the dense network's",
-            fix="call model(inputs) in train_step, not model.forward(inputs) or its parts; or set finetune.distill=0",
+            "train_step did not call the network, so there is nothing to compare with the dense network",
+            fix="call model(inputs) in train_step, not model.forward(inputs) or its parts; or set finetune.distill "
+            "and finetune.features to 0",
         )
+    # fused attention returns what no module of the student returns
+    with torch.no_grad(), attention_in_parts() if features else nullcontext(), recorded(teacher, features) as made:
+        for call in calls:
+            teacher(*call.args, **call.kwargs)
+    return made
+
+
+def distillation_loss(calls: list[Call], wanted: list[Call], batch: Any, temperature: float) -> torch.Tensor:
+    """Return how far the student's outputs are from the teacher's, averaged over calls and output tensors.
+
+    Args:
+        calls: Calls of the student, from `recorded`.
+        wanted: Those of the teacher, from `answers`.
+        batch: The user's batch; its integer tensors tell whether an output holds class scores.
+
+    Raises:
+        ModelError: The outputs do not match the teacher's.
+    """
     labels = [tensor for tensor in output_tensors(batch).values() if not tensor.is_floating_point()]
-    losses = []
-    for call in calls:
-        with torch.no_grad():
-            wanted = teacher(*call.args, **call.kwargs)
-        losses.append(outputs_loss(call.output, wanted, labels, temperature))
+    losses = [
+        outputs_loss(call.output, answer.output, labels, temperature)
+        for call, answer in zip(calls, wanted, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 
@@ -129,10 +151,7 @@ def tensor_loss(
     dim = next((dim for dim in map(partial(_class_dim, student), labels) if dim is not None), None)
     if dim is not None:
         return _divergence(student, teacher, dim, temperature)
-    spread = teacher.var(correction=0)
-    size = teacher.square().mean()
-    scale = torch.where(spread > 1e-6 * size, spread, size).clamp_min(_TINY)
-    return F.mse_loss(student, teacher) / scale
+    return relative_error(student, teacher)
 
 
 def output_tensors(value: Any, name: str = "") -> dict[str, torch.Tensor]:

@@ -35,7 +35,8 @@ from edgeprune.training.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from edgeprune.training.distill import distillation_loss, recorded
+from edgeprune.training.distill import answers, distillation_loss, recorded
+from edgeprune.training.features import Features, feature_loss, feature_weight
 from edgeprune.training.interrupts import HeldInterrupt
 from edgeprune.training.optimise import learning_rate, make_optimizer, set_learning_rate_
 from edgeprune.training.processes import Processes
@@ -62,6 +63,7 @@ def finetune(
     seed: int = 0,
     masks: Masks | None = None,
     recipe: Recipe | None = None,
+    features: Features = (),
 ) -> FinetuneResult:
     """Train a copy of a network and return its best epoch.
 
@@ -79,6 +81,8 @@ def finetune(
         seed: Decides every random number of the training.
         masks: Single weights that are 0.0 from the beginning and after every step.
         recipe: How the network is pruned meanwhile. Epochs before the target is reached do not count as the best.
+        features: Inner tensors to compare with the teacher's, from `features_of`; `config.features` times their loss
+            is added.
 
     Returns:
         The network of the epoch with the best `config.metric` (default: the first metric that `evaluate` returns;
@@ -101,7 +105,7 @@ def finetune(
         StorageError: The checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C; the checkpoint has been written.
     """
-    _check_arguments(step, config, evaluate, teacher, masks, recipe)
+    _check_arguments(step, config, evaluate, teacher, masks, recipe, features)
     if config.epochs == 0:
         result = copy.deepcopy(model)
         if masks is not None:
@@ -122,6 +126,7 @@ def finetune(
         seed=seed,
         masks=masks,
         recipe=recipe,
+        features=features if feature_weight(config, labelled=step is not None) > 0 else (),
     )
     with preserved():
         training = _Training(job, Processes())
@@ -145,12 +150,19 @@ def _check_arguments(
     teacher: nn.Module | None,
     masks: Masks | None,
     recipe: Recipe | None,
+    features: Features,
 ) -> None:
     if step is None and teacher is None:
         raise ConfigError("fine-tuning needs a train_step or a teacher", fix="add  def train_step(model, batch): ...")
     if teacher is None and config.distill > 0:
         raise ConfigError(
             f"finetune.distill is {config.distill} and there is no teacher", fix="pass teacher=, or set distill to 0"
+        )
+    if config.features and (teacher is None or not features):
+        missing = "teacher" if teacher is None else "tensor to compare"
+        raise ConfigError(
+            f"finetune.features is {config.features:g} and there is no {missing}",
+            fix="pass the dense network as teacher= and the plan as plan=, or set features to 0",
         )
     if masks is not None and recipe is not None:
         raise ConfigError("weights are held by masks and pruned by a recipe", fix="pass masks= or recipe=")
@@ -176,6 +188,7 @@ class Job:
     seed: int
     masks: Masks | None
     recipe: Recipe | None
+    features: Features
 
 
 class _Training:
@@ -194,6 +207,7 @@ class _Training:
             processes=processes.count,
             masks=job.masks,
             recipe=job.recipe,
+            features=job.features,
         )
         found, told = None, None
         if job.checkpoint is not None and processes.first:
@@ -218,7 +232,8 @@ class _Training:
             if found is not None:
                 self.pruner.load_state_(found.pruner)
         self.teacher: nn.Module | None = None
-        if job.teacher is not None and (job.step is None or job.config.distill > 0):
+        self.distils = job.step is None or job.config.distill > 0
+        if job.teacher is not None and (self.distils or job.features):
             self.teacher = copy.deepcopy(job.teacher).eval().requires_grad_(False).to(processes.device)
         self.torn = False
         self.written_s = time.monotonic()
@@ -299,19 +314,30 @@ class _Training:
 
     def _loss(self, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the loss and its parts as numbers."""
-        step, config = self.job.step, self.job.config
+        step, config, features = self.job.step, self.job.config, self.job.features
         parts: dict[str, torch.Tensor] = {}
-        with recorded(self.network) as calls:
+        with recorded(self.network, features) as calls:
             if step is not None:
                 parts["step_loss"] = _checked_loss(step(self.wrapped, batch))
             else:
                 self.wrapped(*model_inputs(batch))
         if self.teacher is not None:
-            parts["distill_loss"] = distillation_loss(self.teacher, calls, batch, config.temperature)
+            wanted = answers(self.teacher, calls, features)
+            if self.distils:
+                parts["distill_loss"] = distillation_loss(calls, wanted, batch, config.temperature)
+            if features:
+                own, dense = ([call.inner for call in made] for made in (calls, wanted))
+                parts["feature_loss"] = feature_loss(own, dense, features)
         if len(parts) == 1:
             (loss,) = parts.values()
             return loss, {"loss": loss.item()}
-        loss = (1.0 - config.distill) * parts["step_loss"] + config.distill * parts["distill_loss"]
+        share = config.distill if step is not None else 1.0
+        weights = {
+            "step_loss": 1.0 - share,
+            "distill_loss": share,
+            "feature_loss": feature_weight(config, labelled=step is not None),
+        }
+        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return loss, {"loss": loss.item()} | {name: part.item() for name, part in parts.items()}
 
     def _finish_epoch(self) -> None:

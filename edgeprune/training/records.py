@@ -30,9 +30,9 @@ class Progress:
 class EpochRecord:
     """One finished epoch, counted from 1.
 
-    `train` has the mean `loss` over the epoch's batches, and its parts `step_loss` and `distill_loss` where both are
-    in use. `validation` is what the user's evaluate() returned. `lr` is the learning rate of the last step, `seconds`
-    the time spent on the epoch, without the time between an interruption and its continuation.
+    `train` has the mean `loss` over the epoch's batches, and its parts `step_loss`, `distill_loss` and `feature_loss`
+    where several are in use. `validation` is what the user's evaluate() returned. `lr` is the learning rate of the last
+    step, `seconds` the time spent on the epoch, without the time between an interruption and its continuation.
     """
 
     epoch: int
