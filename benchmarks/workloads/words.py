@@ -75,10 +75,9 @@ def some_words(length: int) -> tuple[torch.Tensor, ...]:
     return (torch.randint(WORDS, (1, length), generator=torch.Generator().manual_seed(0)),)
 
 
-def in_batches(part: tuple[torch.Tensor, torch.Tensor], size: int) -> list[tuple[torch.Tensor, ...]]:
-    """Return texts and their labels in batches, in their order."""
-    rows, labels = part
-    return [(rows[i : i + size], labels[i : i + size]) for i in range(0, len(rows), size)]
+def in_batches(part: tuple[torch.Tensor, ...], size: int) -> list[tuple[torch.Tensor, ...]]:
+    """Return texts and what belongs to them, such as labels, in batches, in their order."""
+    return [tuple(tensor[i : i + size] for tensor in part) for i in range(0, len(part[0]), size)]
 
 
 def calibration(texts: Texts) -> list[tuple[torch.Tensor, ...]]:
