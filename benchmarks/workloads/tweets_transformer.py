@@ -117,7 +117,13 @@ def test_data() -> Iterable[Batch]:
 
 @functools.cache
 def tweets() -> Labelled:
-    """Return the different tweets.
+    """Return the different tweets as rows of word numbers."""
+    found = sentiments()
+    return numbered(list(found), list(found.values()), length=LENGTH, held_out=3000, test=5000)
+
+
+def sentiments() -> dict[str, int]:
+    """Return the different tweets and the class of each.
 
     Raises:
         FileNotFoundError: The package is not where it is looked for.
@@ -128,5 +134,4 @@ def tweets() -> Labelled:
             "or set BENCHMARK_TEXTS to the folder it is installed in"
         )
     with TABLE.open(encoding="utf-8", errors="replace", newline="") as file:
-        found = {row["text"]: CLASSES[row["sentiment"]] for row in csv.DictReader(file)}
-    return numbered(list(found), list(found.values()), length=LENGTH, held_out=3000, test=5000)
+        return {row["text"]: CLASSES[row["sentiment"]] for row in csv.DictReader(file)}
