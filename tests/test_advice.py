@@ -16,6 +16,7 @@ from edgeprune.advice import OVERFITTING, RECOVERY, RUNS, Advice, Facts, advise,
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"ResNet-8": "resnet8", "MobileNetV2-like": "mobile", "mail LSTM": "spam_lstm"}
+WITH_LSTM = ("watch", "spam_lstm")
 NETWORKS |= {"tweets Transformer": "tweets_transformer"}
 
 
@@ -23,13 +24,15 @@ def _every_advice() -> list[Advice]:
     """Return what is said to all kinds of networks, data and budgets."""
     found: dict[Advice, None] = {}
     kinds = ("convolutional", "attention", "recurrent", "linear")
+    shares = (0.0, 0.9)
     data = ((False, False, None), (False, True, None), (True, True, 2000), (True, True, 50_000))
     budgets = ({}, {"max_size": "100kB"}, {"max_size": "9MB"}, {"max_latency": "1ms"}, {"budget": ("macs", "0.25x")})
-    for family, (labels, inputs, samples), budget, depthwise in product(kinds, data, budgets, (False, True)):
+    for family, (labels, inputs, samples), budget, embeddings in product(kinds, data, budgets, shares):
         facts = Facts(
             family=family,
             params=100_000,
-            depthwise=depthwise,
+            depthwise=family == "convolutional" and samples == 2000,
+            embeddings=embeddings,
             stream="embedding" if family == "attention" else None,
             labels=labels,
             inputs=inputs,
@@ -68,8 +71,9 @@ def test_figures_stand_in_the_results_that_are_named(advice: Advice) -> None:
         name = next(name for name in NETWORKS if part.startswith(name))
         missing = set(_numbers(part)) - _measured(NETWORKS[name])
         assert not missing, f"{part}: {missing}"
-    for factor in re.findall(r"\d+\.\d+x(?= as| in)", advice.figures):
-        assert f"{factor} ± " in text or f"{factor[:-1]}" in text
+    if advice.source == RUNS:
+        said = [*re.findall(r"\d\.\d\dx", advice.figures), *re.findall(r"0\.\d{3}", advice.figures)]
+        assert [number for number in said if number not in text] == []
     if advice.source == OVERFITTING:
         (row,) = [line for line in text.splitlines() if line.startswith("| 784-64-10 | 90% of the units")]
         assert re.search(r"\| -1[01]\.\d ± .* \| -[45]\.\d ± ", row)
@@ -82,7 +86,8 @@ def test_files_have_as_many_bytes_per_parameter_as_is_said() -> None:
         result = json.loads(path.read_text())
         for row in result["artifacts"]:
             params = result["network"]["params"]["dense" if row["role"] == "baseline" else "pruned"]
-            assert 3.95 < row["artifact"]["size_bytes"] / params < 4.2, path
+            unrolled = path.stem.startswith(WITH_LSTM) and row["artifact"]["format"] == "tflite"
+            assert 3.95 < row["artifact"]["size_bytes"] / params < (6 if unrolled else 4.3), path
 
 
 def test_best_by_validation_is_what_is_advised() -> None:
@@ -107,7 +112,7 @@ def test_best_by_validation_is_what_is_advised() -> None:
 def test_a_size_budget_becomes_a_share_of_the_parameters() -> None:
     words = words_of(advise(Facts(family="convolutional", params=1_000_000, max_size="1MB")))
     share = float(words[words.index("--max-params") + 1].rstrip("x"))
-    assert share * 1_000_000 * 4.1 <= 1e6 < (share + 0.002) * 1_000_000 * 4.1
+    assert share * 1_000_000 * 4.3 <= 1e6 < (share + 0.002) * 1_000_000 * 4.3
     assert words[words.index("--max-size") + 1] == "1MB"
     roomy = advise(Facts(family="convolutional", params=1_000, max_size="1MB"))
     assert "fits 1MB as it is" in roomy[0].text

@@ -26,6 +26,7 @@ from edgeprune.pipeline.compress import compress
 from edgeprune.pruning import PrunePlan
 from edgeprune.report.commands import inspect_text, prune_text
 from edgeprune.report.stages import stage_text
+from edgeprune.workload import as_inputs
 from tests.residual_networks import (
     Attention,
     Inverted,
@@ -376,3 +377,18 @@ def test_a_batch_norm_without_parameters_is_a_constant_branch() -> None:
     offset = nn.Sequential(nn.Conv2d(3, 3, 1), plain)
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Residual(branch), Residual(offset), nn.Conv2d(3, 1, 1)).eval()
     assert [block.name for block in removable(model, (IMAGES,))] == ["1"]
+
+
+def test_a_network_whose_data_decide_on_the_path_has_no_blocks() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            hidden = self.first(x).relu()
+            return self.last(hidden if mask.all() else hidden * mask)
+
+    rows = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    examples = as_inputs([(rows, torch.ones(2, 1)), (rows, torch.zeros(2, 1))])
+    assert removable(Branching().eval(), examples) == ()

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from edgeprune.errors import ModelError
 from edgeprune.training import model_inputs
-from edgeprune.training.batches import count_batches, share, to_device
+from edgeprune.training.batches import count_batches, inputs_for, share, to_device
 
 IMAGE, LABEL = torch.zeros(2, 3), torch.ones(2)
 Pair = namedtuple("Pair", ["first", "second"])
@@ -52,6 +53,21 @@ def test_a_batch_without_clear_inputs_is_an_error_with_a_fix(batch: Any, message
     with pytest.raises(ModelError, match=message) as caught:
         model_inputs(batch)
     assert "first element is the input" in str(caught.value.fix)
+
+
+class Sum(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return (a + b) * scale
+
+
+def test_inputs_that_a_forward_does_not_take_are_an_error_that_says_how_several_are_given() -> None:
+    a, b = torch.ones(2, 3), torch.zeros(2, 3)
+    assert len(inputs_for(Sum(), ((a, b), None))) == 2
+    with pytest.raises(ModelError, match=r"gives the network 1 inputs.*'b'") as caught:
+        inputs_for(Sum(), (a, b))
+    assert "((a, b), labels)" in str(caught.value.fix)
+    with pytest.raises(ModelError, match="gives the network 4 inputs"):
+        inputs_for(Sum(), ((a, b, a, b), None))
 
 
 def test_every_tensor_is_moved_and_structures_keep_their_type() -> None:

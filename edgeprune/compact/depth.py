@@ -20,6 +20,7 @@ from edgeprune.graph.flow import refs
 from edgeprune.graph.structure import copy_model, double_copy
 from edgeprune.pruning.blocks import PLAIN, Block, Inputs, Passage, find, passages, zeroed_copy
 from edgeprune.values import Check
+from edgeprune.workload import Examples
 
 
 class Skip(nn.Module):
@@ -57,10 +58,14 @@ class Skip(nn.Module):
 def removable(model: nn.Module, inputs: Inputs) -> tuple[Block, ...]:
     """Return the blocks of a network; those without which its code fails or its result differs are pinned.
 
+    A network of several examples whose data decide on the path has none.
+
     Raises:
         TraceError: The forward cannot be followed.
     """
-    recorded = record(model, inputs)
+    recorded = record(model, inputs, branches=isinstance(inputs, Examples) and bool(inputs.others))
+    if recorded.reads:  # one path says too little about what a block does
+        return ()
     blocks = find(model, inputs, recorded)
     if not blocks or _failure(model, recorded, blocks, inputs) is None:
         return blocks

@@ -109,11 +109,11 @@ def outputs_on(module: nn.Module, data: Iterable[Any]) -> Outputs:
     import torch
 
     from edgeprune.graph.structure import output_tensors
-    from edgeprune.training.batches import model_inputs
+    from edgeprune.training.batches import inputs_for
 
     for batch in data:
         with torch.no_grad():
-            outputs = output_tensors(module(*model_inputs(batch)))
+            outputs = output_tensors(module(*inputs_for(module, batch)))
         yield [output.numpy() for output in outputs], batch
 
 

@@ -6,6 +6,7 @@ what a batch is used for, and never looks at labels.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,8 @@ import torch
 from edgeprune.errors import ModelError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     Tensors = tuple[torch.Tensor, ...]
 
 T = TypeVar("T")
@@ -50,6 +53,22 @@ def model_inputs(batch: Any) -> Tensors:
     if not inputs:
         raise ModelError("batch[0] is empty: the network gets no input", fix=_FIX)
     return inputs
+
+
+def inputs_for(model: nn.Module, batch: Any) -> Tensors:
+    """Return the tensors of a batch with which a network is called, after comparing their number with its forward.
+
+    Raises:
+        ModelError: There are more or fewer than the forward takes.
+    """
+    tensors = model_inputs(batch)
+    try:
+        inspect.signature(model.forward).bind(*tensors)
+    except TypeError as error:
+        text = f"a batch gives the network {len(tensors)} inputs, which does not suit its forward: {error}"
+        fix = "several inputs are one tuple: ((a, b), labels), or ((a, b),) without labels"
+        raise ModelError(text, fix=fix) from error
+    return tensors
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -23,7 +23,7 @@ from edgeprune.config import FinetuneConfig
 from edgeprune.dynamic import Pruner, Recipe
 from edgeprune.errors import ConfigError, ModelError, TrainingError
 from edgeprune.pruning.masks import Masks
-from edgeprune.training.batches import model_inputs, share, to_device
+from edgeprune.training.batches import inputs_for, share, to_device
 from edgeprune.training.checkpoint import (
     Checkpoint,
     Tensors,
@@ -320,7 +320,7 @@ class _Training:
             if step is not None:
                 parts["step_loss"] = _checked_loss(step(self.wrapped, batch))
             else:
-                self.wrapped(*model_inputs(batch))
+                self.wrapped(*inputs_for(self.network, batch))
         if self.teacher is not None:
             wanted = answers(self.teacher, calls, features)
             if self.distils:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeprune.errors import ModelError
-from edgeprune.training.batches import model_inputs, to_device
+from edgeprune.training.batches import inputs_for, to_device
 
 
 class _Moments:
@@ -96,7 +96,7 @@ def _pass_over(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.M
             if forward is not None:
                 forward(model, local)
             else:
-                model(*model_inputs(local))
+                model(*inputs_for(model, local))
     if count == 0:
         raise ModelError(
             "there are no batches to recalibrate BatchNorm with",
