@@ -13,6 +13,7 @@ from edgeprune.workload import Workload, batches, call
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import nn
 
     from edgeprune.config import PruneConfig
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from edgeprune.pruning import PrunePlan
 
     Outputs = Iterator[tuple[list[np.ndarray[Any, Any]], Any]]
+
+SAMPLES = 16
 
 
 def evaluate(workload: Workload, model: nn.Module) -> dict[str, float] | None:
@@ -79,6 +82,24 @@ def describe_groups(graph: ChannelGraph, plan: PrunePlan | None, config: PruneCo
             }
         )
     return rows
+
+
+def true_samples(workload: Workload, inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    """Return the first samples of a workload's data, at most `SAMPLES`, to compare files on; none where others come.
+
+    An example of one row says little about a network that looks rows up: files are compared on true ones, too.
+
+    Raises:
+        ModelError: The data cannot be read.
+    """
+    from edgeprune.training.batches import model_inputs
+
+    names = ("test_data", "calibration_data", "train_data")
+    name = next((name for name in names if getattr(workload, name) is not None), None)
+    batch = next(iter(batches(workload, name)), None) if name is not None else None
+    tensors = model_inputs(batch) if batch is not None else ()
+    alike = [(tensor.shape[1:], tensor.dtype) for tensor in tensors] == [(own.shape[1:], own.dtype) for own in inputs]
+    return [tuple(tensor[:SAMPLES] for tensor in tensors)] if alike and all(tensor.dim() for tensor in inputs) else []
 
 
 def macs_of(graph: ChannelGraph, path: str) -> float:

@@ -20,7 +20,7 @@ from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import load_masks, load_state, save_state
 from edgeprune.pipeline.gradual import cost_of_cut, with_weights
 from edgeprune.pipeline.measuring import bench_progress
-from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
+from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact, true_samples
 from edgeprune.pipeline.prepare import Prepared
 from edgeprune.pipeline.sparsity import lost_zeros
 from edgeprune.pipeline.trials import FILE as TRIALS
@@ -278,6 +278,7 @@ def export(session: Session, role: str, form: str, final: StageRecord) -> StageR
             metadata=metadata,
             tolerance=config.tolerance,
             timeout_s=config.timeout_s,
+            checks_inputs=true_samples(prepared.workload, prepared.inputs),
         )
         facts = {
             "artifact": exported.artifact.as_dict() | {"path": name},
