@@ -215,7 +215,8 @@ def _recovery(facts: Facts) -> Iterator[Advice]:
     elif not facts.labels:
         yield Advice(
             text="no labels are needed: the network is reconstructed, and learns to repeat the dense one",
-            figures="CREPE full with half of its channels, on made-up tones: every pitch within 1 %, 3.51x as fast",
+            figures="CREPE full at half of the MACs, made-up tones and voices: sines are read 6.488 cents off, 4.791 by "
+            "the dense network",
             source=RUNS,
         )
         if facts.family == "attention":
