@@ -97,7 +97,7 @@ def _goal(facts: Facts) -> Iterator[Advice]:
         else:
             text = f"{facts.max_size} holds {share:.0%} of the parameters as float32"
             words = ("--max-params", f"{int(share * 1000) / 1000:g}x")
-        figures = "an exported file has 4.0 to 4.3 bytes for every parameter, a TFLite file with an LSTM more"
+        figures = "an exported file has 4.0 to 4.3 bytes for every parameter, a TFLite file with an LSTM up to 7.4"
         yield Advice(words=(*words, "--max-size", facts.max_size), text=text, figures=figures, source=RUNS)
     elif facts.budget is not None:
         kind, limit = facts.budget
@@ -215,8 +215,8 @@ def _recovery(facts: Facts) -> Iterator[Advice]:
     elif not facts.labels:
         yield Advice(
             text="no labels are needed: the network is reconstructed, and learns to repeat the dense one",
-            figures="CREPE full at half of the MACs, made-up tones and voices: sines are read 6.488 cents off, 4.791 by "
-            "the dense network",
+            figures="CREPE full at half of the MACs, made-up tones and voices: sines are read 6.488 cents off, 4.791 "
+            "by the dense network",
             source=RUNS,
         )
         if facts.family == "attention":

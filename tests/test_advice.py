@@ -87,7 +87,7 @@ def test_files_have_as_many_bytes_per_parameter_as_is_said() -> None:
         for row in result["artifacts"]:
             params = result["network"]["params"]["dense" if row["role"] == "baseline" else "pruned"]
             unrolled = path.stem.startswith(WITH_LSTM) and row["artifact"]["format"] == "tflite"
-            assert 3.95 < row["artifact"]["size_bytes"] / params < (6 if unrolled else 4.3), path
+            assert 3.95 < row["artifact"]["size_bytes"] / params < (7.4 if unrolled else 4.3), path
 
 
 def test_best_by_validation_is_what_is_advised() -> None:
