@@ -151,7 +151,7 @@ def _judge(row: Row, model: nn.Module, small: nn.Module, kept: Any, inputs: tupl
 def _failed(row: Row, error: Exception, before_mb: float) -> Row:
     row["peak_mb"] = [before_mb, _status_mb("VmHWM")]
     row["error"] = _line(error)
-    row["error_where"] = getattr(error, "where", None) or _where(error)
+    row["error_where"] = (getattr(error, "where", None) or _where(error)).split("site-packages/")[-1]
     return row
 
 
