@@ -49,6 +49,37 @@ def train_(
         print(f"epoch {epoch}: loss {total / len(loader):.4f}, {metrics}, {seconds:.0f} CPU-s", flush=True)
 
 
+def make(
+    name: str,
+    seed: int,
+    *,
+    epochs: int,
+    peak_lr: float,
+    weight_decay: float,
+    made_by: str,
+    half: bool = True,
+    licence: str = "Apache-2.0",
+    output: Path | None = None,
+) -> Path:
+    """Train the network of a workload from a seed, with AdamW, and return where its weights are.
+
+    Args:
+        name: The workload's file without its suffix.
+        made_by: The script, written into the file; so is the licence.
+        half: Weights are written in half precision.
+        output: Where to write, by default where the workload looks.
+    """
+    workload = import_code(str(WORKLOADS / f"{name}.py"))
+    torch.manual_seed(seed)
+    model = workload.untrained()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=weight_decay)
+    train_(model, workload, optimizer, peak_lr, epochs)
+    output = output or workload.weights(seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write(model, workload, output, made_by, half=half, licence=licence)
+    return output
+
+
 def write(
     model: nn.Module, workload: ModuleType, output: Path, made_by: str, *, half: bool, licence: str = "Apache-2.0"
 ) -> None:

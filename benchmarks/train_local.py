@@ -13,9 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from train_fashion_mnist import WORKLOADS, train_, write
-
-from edgeprune.workload import import_code
+from train_fashion_mnist import make as train_network
 
 # epochs, highest learning rate, weight decay, and what the licence says
 NETWORKS = {
@@ -27,15 +25,17 @@ NETWORKS = {
 def make(name: str, seed: int, epochs: int | None = None, output: Path | None = None) -> Path:
     """Train a network from a seed and return where its weights are."""
     usual_epochs, peak_lr, weight_decay, licence = NETWORKS[name]
-    workload = import_code(str(WORKLOADS / f"{name}.py"))
-    torch.manual_seed(seed)
-    model = workload.untrained()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=weight_decay)
-    train_(model, workload, optimizer, peak_lr, usual_epochs if epochs is None else epochs)
-    output = output or workload.weights(seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write(model, workload, output, "benchmarks/train_local.py", half=False, licence=licence)
-    return output
+    return train_network(
+        name,
+        seed,
+        epochs=usual_epochs if epochs is None else epochs,
+        peak_lr=peak_lr,
+        weight_decay=weight_decay,
+        made_by="benchmarks/train_local.py",
+        half=False,
+        licence=licence,
+        output=output,
+    )
 
 
 def main() -> None:

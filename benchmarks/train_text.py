@@ -11,13 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from train_fashion_mnist import WORKLOADS, train_, write
-
-from edgeprune.workload import import_code
+from train_fashion_mnist import make
 
 NETWORKS = ("spam_lstm", "tweets_transformer")
-PEAK_LR = 3e-3
 
 
 def main() -> None:
@@ -28,13 +24,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
 
-    workload = import_code(str(WORKLOADS / f"{arguments.network}.py"))
-    torch.manual_seed(arguments.seed)
-    model = workload.untrained()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=1e-2)
-    train_(model, workload, optimizer, PEAK_LR, arguments.epochs)
-    output = arguments.output or workload.weights(arguments.seed)
-    write(model, workload, output, "benchmarks/train_text.py", half=True)
+    make(
+        arguments.network,
+        arguments.seed,
+        epochs=arguments.epochs,
+        peak_lr=3e-3,
+        weight_decay=1e-2,
+        made_by="benchmarks/train_text.py",
+        output=arguments.output,
+    )
 
 
 if __name__ == "__main__":

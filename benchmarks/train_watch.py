@@ -11,12 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from train_fashion_mnist import WORKLOADS, train_, write
-
-from edgeprune.workload import import_code
-
-PEAK_LR = 3e-3
+from train_fashion_mnist import make
 
 
 def main() -> None:
@@ -26,13 +21,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
 
-    workload = import_code(str(WORKLOADS / "watch.py"))
-    torch.manual_seed(arguments.seed)
-    model = workload.untrained()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=1e-2)
-    train_(model, workload, optimizer, PEAK_LR, arguments.epochs)
-    output = arguments.output or workload.weights(arguments.seed)
-    write(model, workload, output, "benchmarks/train_watch.py", half=True)
+    make(
+        "watch",
+        arguments.seed,
+        epochs=arguments.epochs,
+        peak_lr=3e-3,
+        weight_decay=1e-2,
+        made_by="benchmarks/train_watch.py",
+        output=arguments.output,
+    )
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def _shape(facts: Facts) -> Iterator[Advice]:
 
 def _embeddings(facts: Facts) -> Iterator[Advice]:
     """Say what to do about tables that hold most of the parameters."""
-    if facts.embeddings > _LARGE and facts.family != "attention":
+    if _mostly_tables(facts):
         yield Advice(
             words=("-s", "prune.criterion=taylor", "-s", "finetune.distill=0.5") if facts.labels else (),
             text=f"{facts.embeddings:.0%} of the parameters are embeddings: their number falls with the ratio, not "
@@ -169,9 +169,13 @@ def _embeddings(facts: Facts) -> Iterator[Advice]:
         )
 
 
+def _mostly_tables(facts: Facts) -> bool:
+    return facts.embeddings > _LARGE and facts.family != "attention"
+
+
 def _criterion(facts: Facts) -> Iterator[Advice]:
     """Say how to rank channels."""
-    if facts.embeddings > _LARGE and facts.family != "attention":
+    if _mostly_tables(facts):
         return
     if facts.family == "attention":
         yield Advice(

@@ -62,12 +62,15 @@ network_options = options(
     _setting("--weights", metavar="FILE", help="Weights to load into model(): .safetensors or .pt."),
     _setting("--trust-pickle", is_flag=True, default=None, help="Allow pickled code in files you made yourself."),
 )
-prune_options = options(
+goal_options = options(
     _setting("--target", metavar="NAME", help="Device profile, or a TOML file of yours."),
     _setting("--ratio", type=float, help="Fraction of units to remove, in [0, 1).  [default: 0.5]"),
-    _setting("--depth", type=float, help="Fraction of the residual blocks to remove whole.  [default: 0]"),
     _setting("--max-macs", metavar="LIMIT", help="Instead of a ratio, what may be left: 0.5x, 120M or 1.2G."),
     _setting("--max-params", metavar="LIMIT", help="The same for parameters: 0.5x or 2M."),
+)
+prune_options = options(
+    goal_options,
+    _setting("--depth", type=float, help="Fraction of the residual blocks to remove whole.  [default: 0]"),
     _setting("--sensitivity", metavar="PATH", help="Choose ratios by what  edgeprune sensitivity  measured."),
 )
 budget_options = options(
@@ -152,10 +155,7 @@ def inspect(console: Console, network: str | None, overrides: tuple[str, ...], *
 @cli.command()
 @click.argument("workload", required=False)
 @network_options
-@_setting("--target", metavar="NAME", help="Device profile, or a TOML file of yours.")
-@_setting("--ratio", type=float, help="Fraction of units to remove, in [0, 1).  [default: 0.5]")
-@_setting("--max-macs", metavar="LIMIT", help="Instead of a ratio, what may be left: 0.5x, 120M or 1.2G.")
-@_setting("--max-params", metavar="LIMIT", help="The same for parameters: 0.5x or 2M.")
+@goal_options
 @_setting("--max-size", metavar="SIZE", help="A file may have, such as 2MB.")
 @_setting("--max-latency", metavar="TIME", help="A forward may take, such as 15ms.")
 @settings_option

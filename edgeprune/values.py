@@ -18,6 +18,7 @@ Format = Literal["onnx", "tflite"]
 Precision = Literal["fp32"]
 Json = dict[str, Any]
 Countable = Literal["macs", "params"]
+COUNTED: dict[Countable, str] = {"macs": "MACs", "params": "parameters"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,23 +177,21 @@ def parse_seconds(text: str) -> float:
     return value * _TIME_UNITS[unit.lower()]
 
 
-def parse_count(text: str, what: str) -> tuple[float, Literal["share", "count"]]:
+def parse_count(text: str, kind: Countable) -> tuple[float, Literal["share", "count"]]:
     """Return a limit on MACs or parameters: `0.5x` is a share of the dense network, `120M` or `1.2G` a count.
 
-    Args:
-        what: The plural of what is counted, for the message.
 
     Raises:
         ConfigError: The number or the unit cannot be read, or a share lies outside (0, 1].
     """
-    value, unit = _split_quantity(text, f"a number of {what}", "0.5x")
+    value, unit = _split_quantity(text, f"a number of {COUNTED[kind]}", "0.5x")
     counts = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
     if unit.lower() == "x":
         if not 0 < value <= 1:
             raise ConfigError(f"'{text}' is outside (0x, 1x]", fix="write a share such as 0.5x")
         return value, "share"
     if unit.lower() not in counts:
-        raise ConfigError(f"'{text}' is not a number of {what}", fix="write 0.5x, 120M or 1.2G")
+        raise ConfigError(f"'{text}' is not a number of {COUNTED[kind]}", fix="write 0.5x, 120M or 1.2G")
     return value * counts[unit.lower()], "count"
 
 

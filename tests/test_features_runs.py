@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,7 @@ from edgeprune.pipeline.events import Event
 from edgeprune.pipeline.tuning import tuned
 from edgeprune.report.stages import stage_text
 from tests.test_pipeline import TINY, _config
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.training_case import in_two_processes
 
 
 @pytest.fixture
@@ -88,18 +84,9 @@ def test_without_labels_features_are_compared_unless_there_are_none(folder: Path
 
 
 def test_two_processes_compare_the_same_features(folder: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     settings = ["-s", "finetune.features=1", "-s", "finetune.epochs=1", "-s", "bench.processes=1"]
     settings += ["-s", "bench.min_runs=5", "-s", "bench.max_seconds=0.2", "-s", "bench.warmup_seconds=0"]
-    done = subprocess.run(
-        [*launch, "-m", "edgeprune", "compress", "tiny.py", *settings, "-s", 'export.formats=["onnx"]', "-o", "run"],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["edgeprune", "compress", "tiny.py", *settings, "-s", 'export.formats=["onnx"]', "-o", "run"]
+    in_two_processes(words, folder)
     (record,) = json.loads((folder / "run" / "history.json").read_text())
     assert record["train"]["feature_loss"] > 0

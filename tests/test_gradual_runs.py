@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from edgeprune.pipeline.folders import load_masks, load_state, open_pruned
 from edgeprune.pipeline.prepare import default_output, prepare
 from edgeprune.pruning import PrunePlan
 from tests.test_pipeline import TINY, _config, _states
+from tests.training_case import in_two_processes
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = {"prune__ratio": 0.0, "sparsify__method": "lamp", "sparsify__amount": 0.7}
@@ -194,19 +194,9 @@ def test_the_folder_of_a_run_names_the_method(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["channels", "rigl"])
 def test_two_processes_prune_together(folder: Path, method: str) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgeprune"]
     config = _gradual(folder, method)
     (folder / "edgeprune.toml").write_text(config.model_copy(update={"output": "run", "workload": ""}).to_toml())
-    done = subprocess.run(
-        [*words, "compress", "tiny.py"],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    in_two_processes(["edgeprune", "compress", "tiny.py"], folder)
     result = json.loads((folder / "run" / rundir.RESULT).read_text())
     assert result["gradual"]["trail"][-1]["step"] == 4  # each process has half of the batches
     assert result["gradual"]["trail"][-1]["zeros"] == pytest.approx(0.5 if method == "channels" else 0.7, abs=0.001)

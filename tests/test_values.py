@@ -92,14 +92,14 @@ def test_times_are_read(text: str, seconds: float) -> None:
 
 
 def test_limits_on_macs_are_shares_or_counts() -> None:
-    assert parse_count("0.5x", "MACs") == (0.5, "share")
-    assert parse_count("1X", "MACs") == (1.0, "share")
-    assert parse_count("120M", "MACs") == (120e6, "count")
-    assert parse_count("1.2g", "MACs") == (1.2e9, "count")
-    assert parse_count("5000", "MACs") == (5000, "count")
+    assert parse_count("0.5x", "macs") == (0.5, "share")
+    assert parse_count("1X", "macs") == (1.0, "share")
+    assert parse_count("120M", "macs") == (120e6, "count")
+    assert parse_count("1.2g", "macs") == (1.2e9, "count")
+    assert parse_count("5000", "macs") == (5000, "count")
 
 
-@pytest.mark.parametrize("parse", [parse_bytes, parse_seconds, partial(parse_count, what="MACs")])
+@pytest.mark.parametrize("parse", [parse_bytes, parse_seconds, partial(parse_count, kind="macs")])
 @pytest.mark.parametrize("text", ["", "MB", "-2MB", "2 parsecs", "2MB 3", "nan", "inf", "1e999", "1e999s", "1..2s"])
 def test_what_is_no_quantity_is_an_error_with_an_example(parse: object, text: str) -> None:
     assert callable(parse)
@@ -112,7 +112,7 @@ def test_what_is_no_quantity_is_an_error_with_an_example(parse: object, text: st
 @pytest.mark.parametrize("text", ["0x", "1.01x", "2x"])
 def test_a_share_of_macs_lies_between_nothing_and_all(text: str) -> None:
     with pytest.raises(ConfigError, match="outside"):
-        parse_count(text, "MACs")
+        parse_count(text, "macs")
 
 
 @given(st.floats(0.001, 1e6), st.sampled_from([("us", 1e-6), ("ms", 1e-3), ("s", 1.0)]))

@@ -107,6 +107,20 @@ def _finetuned(
     )
 
 
+def in_two_processes(words: list[str], folder: Path) -> None:
+    """Run a module under torchrun, in two processes, and check that it succeeds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *words],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def killed(what: str, checkpoint: Path) -> None:
     """Run this module as a program until it kills itself in the middle of an epoch."""
     child = subprocess.run(

@@ -19,7 +19,7 @@ import torch
 from labelled import Batch, Labelled, Pairs, calibration, in_batches, outputs, shuffled, train_step
 from labelled import evaluate_outputs as share_of_right
 from scipy.stats import rankdata
-from stored import data_folder, local_weights_file, with_weights
+from stored import data_folder, local_network, local_weights_file
 from torch import nn
 
 __all__ = ["calibration_data", "evaluate", "evaluate_outputs", "inputs", "model", "test_data", "train_data"]
@@ -62,8 +62,7 @@ def untrained() -> nn.Module:
 
 
 def trained(seed: int = 0) -> nn.Module:
-    command = f"python benchmarks/train_local.py --network {NAME}" + (f" --seed {seed}" if seed else "")
-    return with_weights(untrained(), weights(seed), command)
+    return local_network(untrained(), NAME, seed)
 
 
 def model() -> nn.Module:

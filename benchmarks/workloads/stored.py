@@ -27,6 +27,16 @@ def local_weights_file(name: str, seed: int = 0) -> Path:
     return weights_file(name, seed, data_folder() / "weights")
 
 
+def local_network(untrained: nn.Module, name: str, seed: int) -> nn.Module:
+    """Return a network with the weights that were trained from a seed and are not in the repository.
+
+    Raises:
+        FileNotFoundError: They were not made yet.
+    """
+    command = f"python benchmarks/train_local.py --network {name}" + (f" --seed {seed}" if seed else "")
+    return with_weights(untrained, local_weights_file(name, seed), command)
+
+
 def with_weights(network: nn.Module, path: Path, made_by: str = "") -> nn.Module:
     """Return a network with the tensors of a file, in place.
 

@@ -7,7 +7,7 @@ own module is accepted, that is rehearsed instead, so that sizes written in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -72,15 +72,15 @@ def _rehearsed(
     if settings is not _TOGETHER[0] and resting(graph, settings).keys() == resting(graph, _TOGETHER[0]).keys():
         return graph
     while graph.free:
-        rest = resting(graph, settings)
+        rest = resting(graph, settings).keys()
         names = [group.name for group in graph.free if group.name not in rest]
-        failure = _attempt(model, graph, names, inputs, output, settings)
+        failure = _attempt(model, graph, names, inputs, output, rest)
         if failure is None:
             return graph
         flowing = graph.at_line(failure.where or "")
         suspects = [name for name in names if name in flowing] or names
-        guilty = _guilty(model, graph, suspects, inputs, output, settings)
-        guilty = guilty or _guilty(model, graph, names, inputs, output, settings)
+        guilty = _guilty(model, graph, suspects, inputs, output, rest)
+        guilty = guilty or _guilty(model, graph, names, inputs, output, rest)
         if guilty:
             for name, error in guilty.items():
                 graph = graph.pin([name], _pin(error))
@@ -95,18 +95,18 @@ def _guilty(
     names: Sequence[str],
     inputs: tuple[torch.Tensor, ...],
     output: Output,
-    settings: PruneConfig,
+    rest: Collection[str],
 ) -> dict[str, EdgePruneError]:
     """Return the groups whose removal fails on its own, with the failure, by halving."""
-    error = _attempt(model, graph, _with_links(graph, names), inputs, output, settings)
+    error = _attempt(model, graph, _with_links(graph, names), inputs, output, rest)
     if error is None:
         return {}
     if len(names) == 1:
         return {names[0]: error}
     middle = len(names) // 2
     return {
-        **_guilty(model, graph, names[:middle], inputs, output, settings),
-        **_guilty(model, graph, names[middle:], inputs, output, settings),
+        **_guilty(model, graph, names[:middle], inputs, output, rest),
+        **_guilty(model, graph, names[middle:], inputs, output, rest),
     }
 
 
@@ -125,7 +125,7 @@ def _attempt(
     names: Iterable[str],
     inputs: tuple[torch.Tensor, ...],
     output: Output,
-    settings: PruneConfig,
+    rest: Collection[str],
 ) -> EdgePruneError | None:
     """Remove every second unit of the named groups; return what went wrong, or None.
 
@@ -135,7 +135,7 @@ def _attempt(
     patterns = (_every_second, lambda unit: unit % 3 != 1) if output == "eager" else (_every_second,)
     named = list(names)
     for kept in patterns:
-        keep = balanced_units(graph, named, kept, resting(graph, settings).keys())
+        keep = balanced_units(graph, named, kept, rest)
         if not keep:
             continue
         try:

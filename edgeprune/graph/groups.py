@@ -295,7 +295,8 @@ def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool,
     dims, number, group_of = found.dims, found.number, found.group_of
     sizes = [len(units) for units in found.members]
     statistics = _statistics(flow, number, 0)
-    groups = _describe(flow, found, statistics, _units(flow, number, flow.inner), _units(flow, number, flow.shortcuts))
+    inner, shortcuts = (_marked(flow, number, labels, sum(sizes)) for labels in (flow.inner, flow.shortcuts))
+    groups = _describe(flow, found, statistics, inner, shortcuts)
     names = [group.name for group in groups]
     place = {dim: number for number, dim in enumerate(flow.producers)}
     described = groups + _pinned_groups(flow, dims)
@@ -328,11 +329,15 @@ def _form(flow: Flow, more: Sequence[tuple[torch.Tensor, ...]], branching: bool,
     )
 
 
-def _units(flow: Flow, number: Ids, labels: Iterable[Ids]) -> Ids:
-    """Return the units of labels, ascending."""
-    rows = [number[row].reshape(-1) for label in labels if (row := flow.atoms.resolve(label)) is not None]
-    found = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *rows]))
-    return found[found >= 0]
+def _marked(flow: Flow, number: Ids, labels: Iterable[Ids], count: int) -> NDArray[np.bool_]:
+    """Return which of all units the labels hold, shape (count,)."""
+    found = np.zeros(count, dtype=bool)
+    for label in labels:
+        row = flow.atoms.resolve(label)
+        if row is not None:
+            units = number[row]
+            found[units[units >= 0]] = True
+    return found
 
 
 def _statistics(flow: Flow, number: Ids, record: int) -> tuple[Statistic, ...]:
@@ -347,12 +352,16 @@ def _statistics(flow: Flow, number: Ids, record: int) -> tuple[Statistic, ...]:
 
 
 def _describe(
-    flow: Flow, classes: Classes, statistics: tuple[Statistic, ...], inner: Ids, shortcuts: Ids
+    flow: Flow,
+    classes: Classes,
+    statistics: tuple[Statistic, ...],
+    inner: NDArray[np.bool_],
+    shortcuts: NDArray[np.bool_],
 ) -> list[Group]:
     """Name every group after the weight that makes its channels and list what is tied to it.
 
     Args:
-        inner: Units that are the width of heads; `shortcuts` those of what is added to what was made of it.
+        inner: Which units are the width of heads; `shortcuts` those of what is added to what was made of it.
     """
     dims, members = classes.dims, classes.members
     holders: list[list[Dim]] = [[] for _ in members]
@@ -394,8 +403,8 @@ def _describe(
                 tensors=tensors,
                 params=sum(prod(flow.record.shapes[name]) for name in tensors),
                 statistics=index in marked,
-                inside_heads=bool(np.isin(units, inner).any()),
-                stream=index in marked and bool(np.isin(units, shortcuts).any()),
+                inside_heads=bool(inner[units].any()),
+                stream=index in marked and bool(shortcuts[units].any()),
             )
         )
     return [replace(g, overlaps=tuple(sorted(names[i] for i in overlapping[n]))) for n, g in enumerate(groups)]

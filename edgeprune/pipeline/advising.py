@@ -41,10 +41,10 @@ def advice(config: RunConfig) -> Json:
     check_settings(config)
     loaded = open_network(config.workload, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     graph = analyse(loaded.model, loaded.inputs, config.prune.output, load_rules(config.prune.rules))
-    return told(config, facts_of(loaded.model, graph, loaded.workload, config, samples_of(loaded.workload)))
+    return proposal(config, facts_of(loaded.model, graph, loaded.workload, config, samples_of(loaded.workload)))
 
 
-def told(config: RunConfig, facts: Facts) -> Json:
+def proposal(config: RunConfig, facts: Facts) -> Json:
     """Return facts, advice and the command as plain data."""
     found = advise(facts)
     words = ["edgeprune", "compress", config.workload]

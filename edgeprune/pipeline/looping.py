@@ -18,17 +18,17 @@ from edgeprune.pipeline.folders import load_state, save_state
 from edgeprune.pipeline.networks import evaluate
 from edgeprune.pipeline.stages import Session, run_stage, weights_of
 from edgeprune.pipeline.tuning import (
-    compared_features,
     recalibrated,
     recalibrates,
     reconstructed,
     reconstruction_source,
     training_source,
     tuned,
+    workload_features,
 )
 from edgeprune.rundir import StageKey, StageRecord
 from edgeprune.search.loop import End, Outcome, walk
-from edgeprune.values import Json, Notice, leading_metric, parse_bytes, parse_count, worsening
+from edgeprune.values import COUNTED, Json, Notice, leading_metric, parse_bytes, parse_count, worsening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,16 +86,16 @@ def goal_of(session: Session) -> tuple[float, str]:
     Raises:
         ConfigError: There is nothing to go for.
     """
-    from edgeprune.pruning.budget import WORDS, count
+    from edgeprune.pruning.budget import count
 
     config = session.prepared.config.prune
     if config.budget is None:
         goal, unit = config.ratio, "ratio"
     else:
         kind, text = config.budget
-        value, limit = parse_count(text, WORDS[kind])
+        value, limit = parse_count(text, kind)
         dense = count(kind, session.prepared.model, session.prepared.inputs)
-        goal, unit = 1 - (value if limit == "share" else value / max(dense, 1)), f"share of {WORDS[kind]}"
+        goal, unit = 1 - (value if limit == "share" else value / max(dense, 1)), f"share of {COUNTED[kind]}"
     if goal <= 0:
         raise ConfigError("the loop has no goal", fix="--ratio 0.5, --max-macs 0.5x  or  --max-params 0.5x")
     return goal, unit
@@ -251,14 +251,8 @@ class _Steps:
             checkpoint=self.session.path(checkpoint),
             seed=config.seed,
             listen=self.session.listen,
-            features=compared_features(
-                training,
-                model,
-                prepared.model,
-                plan,
-                prepared.inputs,
-                rules,
-                labelled=training_source(prepared.workload)[1] is not None,
+            features=workload_features(
+                prepared.workload, training, model, prepared.model, plan, prepared.inputs, rules
             ),
         )
         after = evaluate(prepared.workload, result.model)

@@ -128,8 +128,8 @@ def check_settings(config: RunConfig) -> None:
         ConfigError: One cannot be read.
     """
     readers: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
-        ("prune.max_macs", config.prune.max_macs, partial(parse_count, what="MACs")),
-        ("prune.max_params", config.prune.max_params, partial(parse_count, what="parameters")),
+        ("prune.max_macs", config.prune.max_macs, partial(parse_count, kind="macs")),
+        ("prune.max_params", config.prune.max_params, partial(parse_count, kind="params")),
         ("max_latency", config.max_latency, parse_seconds),
         ("max_size", config.max_size, parse_bytes),
     )

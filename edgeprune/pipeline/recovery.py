@@ -16,7 +16,6 @@ from edgeprune.pipeline.networks import evaluate
 from edgeprune.pipeline.sparsity import sparsified
 from edgeprune.pipeline.stages import Session, network, plan_and_rules, run_stage, weights_of
 from edgeprune.pipeline.tuning import (
-    compared_features,
     history_rows,
     recalibrated,
     recalibrates,
@@ -24,6 +23,7 @@ from edgeprune.pipeline.tuning import (
     training_source,
     tuned,
     tuning_notice,
+    workload_features,
 )
 from edgeprune.report.stages import metrics_text
 from edgeprune.rundir import StageKey, StageRecord
@@ -180,9 +180,8 @@ def finetune(session: Session, source: StageRecord) -> StageRecord:
 def _features(session: Session, model: nn.Module) -> Features:
     prepared = session.prepared
     plan, rules = plan_and_rules(session)
-    labelled = training_source(prepared.workload)[1] is not None
-    config = prepared.config.finetune
-    return compared_features(config, model, prepared.model, plan, prepared.inputs, rules, labelled=labelled)
+    given = (model, prepared.model, plan, prepared.inputs, rules)
+    return workload_features(prepared.workload, prepared.config.finetune, *given)
 
 
 def _untrained(session: Session, start: str) -> tuple[tuple[str, ...], Json]:

@@ -14,7 +14,7 @@ from edgeprune import rundir
 from edgeprune.config import FinetuneConfig, ReconstructConfig, RunConfig
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.pipeline import distributed, folders, planning
-from edgeprune.pipeline.advising import facts_of, told
+from edgeprune.pipeline.advising import facts_of, proposal
 from edgeprune.pipeline.digests import code_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
@@ -73,7 +73,7 @@ def inspect(config: RunConfig) -> Json:
     return {
         "workload": config.workload,
         "pruned": loaded.plan is not None,
-        "advice": told(config, facts) if loaded.plan is None else None,
+        "advice": proposal(config, facts) if loaded.plan is None else None,
         "network": network,
         "groups": groups,
         "blocks": [row | {"macs_share": macs_of(graph, row["name"])} for row in blocks],

@@ -260,15 +260,32 @@ def compared_features(
         return ()  # nobody asked
 
 
+def workload_features(
+    workload: Workload,
+    config: FinetuneConfig,
+    model: nn.Module,
+    dense: nn.Module,
+    plan: PrunePlan | None,
+    inputs: tuple[torch.Tensor, ...],
+    rules: UserRules | None,
+) -> Features:
+    """Return what `compared_features` does, with the workload's loss or without one.
+
+    Raises:
+        ConfigError: The settings ask for features, and there are none.
+    """
+    labelled = training_source(workload)[1] is not None
+    return compared_features(config, model, dense, plan, inputs, rules, labelled=labelled)
+
+
 def folder_features(loaded: Loaded, config: FinetuneConfig) -> Features:
     """Return what `compared_features` does for a pruned network that was opened from its folder.
 
     Raises:
         ConfigError: The settings ask for features, and there are none.
     """
-    labelled = training_source(loaded.workload)[1] is not None
     given = (loaded.model, loaded.dense, loaded.plan, loaded.inputs, loaded.rules)
-    return compared_features(config, *given, labelled=labelled)
+    return workload_features(loaded.workload, config, *given)
 
 
 def history_rows(result: FinetuneResult) -> list[Json]:

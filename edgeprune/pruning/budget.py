@@ -11,14 +11,13 @@ import numpy as np
 from edgeprune.errors import ConfigError
 from edgeprune.graph import ChannelGraph
 from edgeprune.graph.cost import count_macs, count_params
-from edgeprune.values import Countable, parse_count
+from edgeprune.values import COUNTED, Countable, parse_count
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 Units = Mapping[str, Iterable[int]]
-WORDS: dict[Countable, str] = {"macs": "MACs", "params": "parameters"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,7 @@ class Budget:
         reached = self.left(keep) / max(self.dense, 1)
         return ConfigError(
             f"max_{self.kind} = {self.asked} cannot be met: "
-            f"the narrowest plan still has {reached:.3f} of the {WORDS[self.kind]}",
+            f"the narrowest plan still has {reached:.3f} of the {COUNTED[self.kind]}",
             fix=f"ask for {reached + 0.005:.2f}x or more, or  -s prune.align=1  or  -s prune.streams=free",
         )
 
@@ -79,7 +78,7 @@ def budget_of(
     kind, text = asked
     current = count(kind, model, inputs)
     dense = current if dense is None else dense
-    value, unit = parse_count(text, WORDS[kind])
+    value, unit = parse_count(text, kind)
     return Budget(
         asked=text,
         kind=kind,

@@ -187,7 +187,7 @@ def active(graph: ChannelGraph, config: PruneConfig) -> set[str]:
 
 def together(graph: ChannelGraph, config: PruneConfig) -> list[tuple[str, ...]]:
     """Return the groups that planning takes units from: linked ones in one set, others alone, in their order."""
-    names = active(graph, config.model_copy(update={"ratios": {}}))
+    names = {group.name for group in graph.free} - resting(graph, config).keys()
     linked = {name: tuple(n for n in row if n in names) for row in graph.links for name in row}
     moving = [group.name for group in graph.free if group.name in names and group.size > 1]
     return list(dict.fromkeys(linked.get(name, (name,)) for name in moving))

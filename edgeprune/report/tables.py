@@ -11,10 +11,9 @@ from edgeprune.report import plots
 from edgeprune.report import quantities as q
 from edgeprune.report.page import Block, Cell, Line, Table, Tone, measured
 from edgeprune.report.rows import Row, metric_names, rows_of
-from edgeprune.values import Json
+from edgeprune.values import COUNTED, Json
 
 PLACES = 4
-_LIMITS = {"macs": "MACs", "params": "parameters"}
 TONES: dict[str, Tone] = {"faster": "good", "slower": "bad"}
 
 
@@ -71,7 +70,7 @@ def _blocks(blocks: dict[str, list[Line]]) -> tuple[Block, ...]:
 
 def _settings_in_short(result: Json) -> str:
     prune = (result.get("settings") or {}).get("prune") or {}
-    limits = [f"{word} {prune[f'max_{kind}']}" for kind, word in _LIMITS.items() if prune.get(f"max_{kind}")]
+    limits = [f"{word} {prune[f'max_{kind}']}" for kind, word in COUNTED.items() if prune.get(f"max_{kind}")]
     budget = limits[0] if limits else f"ratio {prune.get('ratio', '?')}"
     sparsify = (result.get("settings") or {}).get("sparsify") or {}
     zeros = f", {sparsify['method']}" if sparsify.get("method") else ""
