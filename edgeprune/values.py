@@ -15,7 +15,8 @@ from typing import Any, Literal
 from edgeprune.errors import ConfigError
 
 Format = Literal["onnx", "tflite"]
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
 Json = dict[str, Any]
 Countable = Literal["macs", "params"]
 COUNTED: dict[Countable, str] = {"macs": "MACs", "params": "parameters"}
@@ -89,8 +90,11 @@ class Check:
     """One comparison of two sides on one set of inputs.
 
     `max_abs` is the largest absolute difference over all outputs; `max_rel` divides it by the largest absolute
-    value of the reference output (at least 1e-6). The check passes when `max_rel` is at most `tolerance`. Both are
-    infinite when the outputs have other shapes or a value is not finite.
+    value of the reference output (at least 1e-6). Both are infinite when the outputs have other shapes or a value is
+    not finite. `sqnr_db` is the energy of the reference over that of the difference in decibels, between -200 and 200,
+    `cosine` that of the angle between both, `argmax` the share of samples whose largest value is at the same place;
+    None where they were not asked for or mean nothing. The check passes when `max_rel` is at most `tolerance`, or,
+    where `min_sqnr_db` is set, when `sqnr_db` is at least that.
     """
 
     name: str
@@ -101,6 +105,10 @@ class Check:
     tolerance: float
     output: str
     passed: bool
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    argmax: float | None = None
+    min_sqnr_db: float | None = None
 
     def as_dict(self) -> Json:
         """Return the fields; a difference that is not finite is None, as JSON has no infinity."""
