@@ -111,6 +111,7 @@ def _export(
     model: nn.Module, inputs: Sequence[Tensor], more: Sequence[tuple[Tensor, ...]], task: _Task, work: Path
 ) -> Exported:
     from edgeprune.export.capture import prepare
+    from edgeprune.export.limits import limits_of
     from edgeprune.export.opened import describe, open_artifact
     from edgeprune.export.verify import checked_inputs, require, verify_artifact
 
@@ -132,7 +133,8 @@ def _export(
         rejected = target.with_name(f"{target.name}.rejected")
         try:
             opened = open_artifact(made, name=str(target))
-            checks = verify_artifact(subject, opened, examples=examples, tolerance=task.tolerance, name=target.name)
+            limits = limits_of(task.precision, task.tolerance)
+            checks = verify_artifact(subject, opened, examples=examples, limits=limits, name=target.name)
             require(checks)
         except (VerificationError, ResolveError) as error:
             os.replace(made, rejected)
