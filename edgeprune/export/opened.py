@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune.devices.agent import AgentError, open_runtime
+from edgeprune.devices.agent import AgentError, TensorInfo, open_runtime
 from edgeprune.errors import MissingDependency, ModelError, ResolveError, VerificationError
 from edgeprune.export.quiet import silent_stderr
 from edgeprune.export.record import Record, read_record
@@ -49,13 +49,17 @@ class OpenArtifact:
     @property
     def runtime(self) -> str:
         """Return the runtime that the file is open in, such as `onnxruntime 1.32.0`."""
-        return f"{self._runtime.name} {self._runtime.version}"
+        return f"{self._runtime.package.replace('_', '-')} {self._runtime.version}"
 
     @property
     def precision(self) -> Precision:
         """Return the precision that the record states; a file without one counts as float32."""
         stated = self.record.values.get("precision") if self.record is not None else None
         return next((precision for precision in PRECISIONS if precision == stated), "fp32")
+
+    def infos(self) -> tuple[list[TensorInfo], list[TensorInfo]]:
+        """Return name, shape and dtype of the inputs and outputs, in the order of the file."""
+        return list(self._runtime.inputs), list(self._runtime.outputs)
 
     def in_runtime(self, runtime: Any, name: str) -> OpenArtifact:
         """Return the same file open in another runtime, whose inputs and outputs have the same names."""

@@ -21,7 +21,7 @@ import numpy as np
 from edgeprune.errors import ConfigError, ModelError, ResolveError, VerificationError
 from edgeprune.export.exact import ExactNetwork
 from edgeprune.export.feeds import Arrays, InputSet, input_sets
-from edgeprune.export.limits import TOLERANCE, Limits, judged, limits_of
+from edgeprune.export.limits import TOLERANCE, Limits, judged, limits_of, reference_limits
 from edgeprune.export.opened import OpenArtifact, open_artifact
 from edgeprune.export.quality import Tally
 from edgeprune.values import PRECISIONS, Check, TensorSpec
@@ -100,8 +100,7 @@ def verify_kernels(opened: OpenArtifact, sets: Sequence[InputSet], limits: Limit
         if feeds:
             known = replace(reference, run_each=lambda _, kept=wanted: kept)  # type: ignore[misc]
             part = replace(tried, feeds=tuple(feeds))
-            judge = replace(limits, min_sqnr_db=limits.min_reference_db)
-            found += compare(known, file_side(opened, name), [part], judge)
+            found += compare(known, file_side(opened, name), [part], reference_limits(limits))
     return tuple(found)
 
 
