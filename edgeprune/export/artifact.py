@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgeprune.export.capture import Subject
+    from edgeprune.export.opened import OpenArtifact
 
 _PACKAGES = {".onnx": onnx_format.check_packages, ".tflite": tflite_format.check_packages}
 
@@ -111,6 +112,7 @@ def _export(
     model: nn.Module, inputs: Sequence[Tensor], more: Sequence[tuple[Tensor, ...]], task: _Task, work: Path
 ) -> Exported:
     from edgeprune.export.capture import prepare
+    from edgeprune.export.difference import leave_verdict
     from edgeprune.export.limits import limits_of
     from edgeprune.export.opened import describe, open_artifact
     from edgeprune.export.verify import checked_inputs, require, verify_artifact
@@ -131,14 +133,17 @@ def _export(
                 error.fix = error.fix or f"the converter's full output is in {kept}"
             raise
         rejected = target.with_name(f"{target.name}.rejected")
+        limits = limits_of(task.precision, task.tolerance)
+        opened: OpenArtifact | None = None
+        checks: tuple[Check, ...] = ()
         try:
             opened = open_artifact(made, name=str(target))
-            limits = limits_of(task.precision, task.tolerance)
             checks = verify_artifact(subject, opened, examples=examples, limits=limits, name=target.name)
             require(checks)
         except (VerificationError, ResolveError) as error:
+            told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
             os.replace(made, rejected)
-            message = error.message.replace(str(made), str(target))
+            message = error.message.replace(str(made), str(target)) + told
             raise VerificationError(message, fix=error.fix, where=str(rejected)) from error
     artifact = describe(target, opened, made.read_bytes())
     _put_in_place(made, target)
@@ -228,5 +233,5 @@ def _put_in_place(made: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-    for suffix in (".rejected", ".log"):
+    for suffix in (".rejected", ".log", ".verify.json"):
         target.with_name(target.name + suffix).unlink(missing_ok=True)

@@ -221,7 +221,10 @@ def checks_table(checks: Sequence[Json], width: int = 100) -> str:
     """Return the table of `verify`: what was compared with what, and a line for each comparison, failed ones marked."""
     parts = []
     for name in dict.fromkeys(check["name"] for check in checks):
-        parts += [f" {name}", _checks([check for check in checks if check["name"] == name], width)]
+        parts += [
+            *wrapped(name, width, "   ", " "),
+            _checks([check for check in checks if check["name"] == name], width),
+        ]
     return "\n".join(parts)
 
 
