@@ -75,6 +75,11 @@ class OpenArtifact:
         )
         return inputs, outputs
 
+    def feeds(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the file's inputs by the names that its runtime has for them, in its dtypes."""
+        names = [info[0] for info in self._runtime.inputs]
+        return dict(zip(names, self.as_fed(arrays), strict=True))
+
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for inputs of exactly the file's batch, in the network's order, layout and dtypes.
 

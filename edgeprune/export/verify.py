@@ -24,6 +24,7 @@ from edgeprune.export.feeds import Arrays, InputSet, input_sets
 from edgeprune.export.limits import TOLERANCE, Limits, judged, limits_of, reference_limits
 from edgeprune.export.opened import OpenArtifact, open_artifact
 from edgeprune.export.quality import Tally
+from edgeprune.export.quality import sqnr_db as sqnr_db
 from edgeprune.values import PRECISIONS, Check, TensorSpec
 
 if TYPE_CHECKING:
