@@ -219,7 +219,8 @@ def _verified(
     from edgeprune.export.opened import open_artifact
     from edgeprune.export.verify import require, verify_artifact
 
-    target, limits = task.target, limits_of(precision, task.tolerance)
+    target = task.target
+    limits = limits_of(precision, task.tolerance, None if precision == "fp32" else task.min_sqnr_db)
     opened: OpenArtifact | None = None
     checks: tuple[Check, ...] = ()
     try:
