@@ -17,7 +17,7 @@ from tests.quantised_files import Kind, quantised_tflite
 
 PYTHON = tflite_runtime_python() or ""
 needs_it = pytest.mark.skipif(
-    not PYTHON, reason=f"no tflite-runtime: {TFLITE_RUNTIME_PYTHON} is not set (it needs Python below 3.12)"
+    not PYTHON, reason=f"no tflite-runtime: neither .venv-tflite-runtime of make test, nor {TFLITE_RUNTIME_PYTHON}"
 )
 
 

@@ -182,7 +182,7 @@ def test_kernels_that_are_wrong_without_an_error_are_found_beside_the_users_inpu
     checks = verify_artifact(subject, wrong, examples=examples, limits=limits, name="m")
     failed = {check.inputs for check in checks if not check.passed}
     assert failed == {"random inputs", "random inputs, 3 samples", "edge values"}
-    with pytest.raises(VerificationError, match="against reference arithmetic: .* has an SQNR of"):
+    with pytest.raises(VerificationError, match=r"against reference arithmetic: .* has an SQNR of"):
         require(checks)
 
 
