@@ -418,7 +418,7 @@ SHORT = (
 SHORT += ("-s", "bench.min_seconds=0.02", "-s", "bench.warmup_seconds=0", "-s", "bench.max_seconds=1")
 
 
-def test_the_steps_one_after_the_other(run: Run) -> None:
+def test_the_steps_one_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("prune", "tiny.py", "--ratio", "0.5", "-o", "small").code == 0
     tuned = run("finetune", "small", "--epochs", "1", "--json")
     assert tuned.code == 0, tuned.err
@@ -442,6 +442,11 @@ def test_the_steps_one_after_the_other(run: Run) -> None:
     assert "SQNR" in far.err
     assert not json.loads(Path("far.json").read_text())["passed"]
     assert run("verify", "out/model.onnx", "small", "--min-sqnr", "999").code == 2
+    assert run("verify", "out/model.onnx", "small", "--target", "host").code == 0
+    monkeypatch.delenv("EDGEPRUNE_TFLITE_RUNTIME_PYTHON", raising=False)
+    without = run("verify", "out/model.onnx", "small", "--target", "linux-armv7l")
+    assert without.code == 2
+    assert "fix: export EDGEPRUNE_TFLITE_RUNTIME_PYTHON=" in without.err
     assert run("verify", "out/model.onnx", "small", "--tolerance", "nan").code == 2
     assert "far.txt.json" in run("verify", "out/model.onnx", "small", "-o", "far.txt").err
     different = run("verify", "out/model.onnx", "out/baseline.onnx", "--json")
