@@ -214,19 +214,24 @@ def _verified(
     subject: Subject, examples: Sequence[Sequence[Tensor]], task: _Task, made: Path, precision: Precision
 ) -> tuple[OpenArtifact, tuple[Check, ...]]:
     """Open a file and compare it with the network; one that fails is left as TARGET.rejected."""
+    from edgeprune.export.difference import leave_verdict
+    from edgeprune.export.limits import limits_of
     from edgeprune.export.opened import open_artifact
     from edgeprune.export.verify import require, verify_artifact
 
     target = task.target
-    tolerance = task.tolerance if precision == "fp32" else 1.0
+    limits = limits_of(precision, task.tolerance, task.min_sqnr_db if precision != "fp32" else None)
+    opened: OpenArtifact | None = None
+    checks: tuple[Check, ...] = ()
     try:
         opened = open_artifact(made, name=str(target))
-        checks = verify_artifact(subject, opened, examples=examples, tolerance=tolerance, name=target.name)
+        checks = verify_artifact(subject, opened, examples=examples, limits=limits, name=target.name)
         require(checks)
     except (VerificationError, ResolveError) as error:
+        told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         rejected = target.with_name(f"{target.name}.rejected")
         os.replace(made, rejected)
-        message = error.message.replace(str(made), str(target))
+        message = error.message.replace(str(made), str(target)) + told
         raise VerificationError(message, fix=error.fix, where=str(rejected)) from error
     return opened, checks
 
@@ -332,5 +337,5 @@ def _put_in_place(made: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-    for suffix in (".rejected", ".log"):
+    for suffix in (".rejected", ".log", ".verify.json"):
         target.with_name(target.name + suffix).unlink(missing_ok=True)

@@ -17,8 +17,8 @@ import numpy as np
 from edgeprune.errors import ConfigError, ResolveError, VerificationError
 from edgeprune.export.calibration import Seen, check_seen, kept_samples, samples_of
 from edgeprune.export.opened import open_artifact
+from edgeprune.export.quality import sqnr_db
 from edgeprune.export.record import Record, with_record
-from edgeprune.export.verify import sqnr_db
 from edgeprune.quantise import Int8, OnnxFloat, Quantisation, TfliteFloat, histograms, mixed, with_best_ranges
 from edgeprune.quantise.files import FloatFile
 from edgeprune.quantise.ranges import Histogram
