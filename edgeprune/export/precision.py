@@ -42,10 +42,14 @@ def open_float(source: Path) -> OnnxFloat | TfliteFloat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lowered:
-    """The content of a file in another precision, how it was made, and what the user should know."""
+    """The content of a file in another precision, how it was made, and what the user should know.
+
+    `samples` are calibration samples: where there are any, they are the inputs that the file is judged on.
+    """
 
     content: bytes = field(repr=False)
     facts: Json | None = None
+    samples: tuple[tuple[np.ndarray, ...], ...] = field(default=(), repr=False)
     notices: tuple[Notice, ...] = ()
 
 
@@ -76,6 +80,7 @@ def lower(
     """
     file = open_float(source)
     facts: Json | None = None
+    samples: tuple[tuple[np.ndarray, ...], ...] = ()
     notices: tuple[Notice, ...] = ()
     if precision == "fp16":
         content = file.half()
@@ -89,9 +94,10 @@ def lower(
                 "int8 needs calibration data: a hundred true inputs, prepared as in training",
                 fix="--calibration FILE.npz, or a workload with  def calibration_data(): ...",
             )
-        int8, notices = _int8(source, subject, calibration, settings, equalised, name)
+        int8, samples, notices = _int8(source, subject, calibration, settings, equalised, name)
         content, facts = int8.content, int8.as_dict()
-    return Lowered(content=with_record(content, source.suffix, record), facts=facts, notices=notices)
+    content = with_record(content, source.suffix, record)
+    return Lowered(content=content, facts=facts, samples=samples, notices=notices)
 
 
 @dataclass(slots=True)
@@ -115,10 +121,10 @@ def _int8(
     settings: Quantisation,
     equalised: Equalised | None,
     name: str,
-) -> tuple[Int8, tuple[Notice, ...]]:
+) -> tuple[Int8, tuple[tuple[np.ndarray, ...], ...], tuple[Notice, ...]]:
     seen, kept = Seen(), list[list[np.ndarray]]()
     read = kept_samples(samples_of(calibration, subject, settings.samples, seen), _KEPT_BYTES, kept)
-    file, whole, measured = open_float(source), None, None
+    file = open_float(source)
     counts = histograms(file, map(open_artifact(source).feeds, read), settings.on_progress, settings.samples)
     check_seen(seen, subject.inputs)
     few = kept[:_MEASURED]
@@ -135,7 +141,7 @@ def _int8(
         )
 
     whole = best(file, counts)
-    if equalised is not None and whole.sqnr_db < settings.equalise_db:
+    if equalised is not None and _WORST_DB < whole.sqnr_db < settings.equalise_db:
         other_source = equalised(kept)
         other_file = open_float(other_source)
         feeds = map(open_artifact(other_source).feeds, kept)
@@ -153,7 +159,7 @@ def _int8(
 
     if not accept(whole.sqnr_db, whole.content):
         whole = mixed(file, whole, measured.measure, accept, settings.on_progress)
-    return whole, tuple(_notices(whole, seen, name))
+    return whole, tuple(tuple(sample) for sample in few), tuple(_notices(whole, seen, name))
 
 
 def output_sqnr_db(
