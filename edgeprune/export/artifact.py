@@ -232,6 +232,7 @@ def _verified(
     except (VerificationError, ResolveError) as error:
         told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         rejected = target.with_name(f"{target.name}.rejected")
+        told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         os.replace(made, rejected)
         message = error.message.replace(str(made), str(target)) + told
         raise VerificationError(message, fix=error.fix, where=str(rejected)) from error
