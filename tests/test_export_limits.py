@@ -44,7 +44,7 @@ def test_the_callers_decibels_count() -> None:
     assert limits_of("fp32", min_sqnr_db=60).min_sqnr_db == 60
     lower = limits_of("int8-weights", min_sqnr_db=10)
     assert (lower.min_sqnr_db, lower.min_reference_db) == (10, 10)
-    assert reference_limits(limits_of("int8-weights")).min_sqnr_db == 30
+    assert reference_limits(limits_of("int8-weights")).min_sqnr_db == 40
     assert reference_limits(limits_of("int8-weights"), edges=True).min_sqnr_db == 17
     assert reference_limits(limits_of("fp32"), edges=True).min_sqnr_db is None
 

@@ -77,8 +77,7 @@ class OpenArtifact:
 
     def feeds(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the file's inputs by the names that its runtime has for them, in its dtypes."""
-        names = [info[0] for info in self._runtime.inputs]
-        return dict(zip(names, self.as_fed(arrays), strict=True))
+        return {info[0]: array for info, array in zip(self._runtime.inputs, self.as_fed(arrays), strict=True)}
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for inputs of exactly the file's batch, in the network's order, layout and dtypes.

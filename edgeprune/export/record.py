@@ -104,13 +104,6 @@ def read_record(path: Path) -> Record | None:
         ) from error
 
 
-def _scale(pair: Any) -> tuple[float, int]:
-    scale, zero_point = float(pair[0]), int(pair[1])
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"{scale} is not a scale")
-    return scale, zero_point
-
-
 def with_record(content: bytes, suffix: str, record: Record) -> bytes:
     """Return an `.onnx` or `.tflite` file's content with this record in place of the one that it may have."""
     if suffix == ".tflite":
@@ -124,6 +117,13 @@ def with_record(content: bytes, suffix: str, record: Record) -> bytes:
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, record.as_text()
     return bytes(model.SerializeToString())
+
+
+def _scale(pair: Any) -> tuple[float, int]:
+    scale, zero_point = float(pair[0]), int(pair[1])
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"{scale} is not a scale")
+    return scale, zero_point
 
 
 def add_to_tflite(content: bytes, record: Record) -> bytes:
