@@ -20,7 +20,7 @@ import numpy as np
 from edgeprune.errors import EdgePruneError
 from edgeprune.export.feeds import Arrays, input_sets
 from edgeprune.export.limits import Limits
-from edgeprune.export.quality import MOST_DB, sqnr_db
+from edgeprune.export.quality import MOST_DB, decibels, sqnr_db
 from edgeprune.export.trace import Step, file_steps, network_steps
 from edgeprune.values import Check, Json, finite
 
@@ -142,19 +142,27 @@ def _failing_inputs(
 
 def _agreement(steps: Sequence[Step], others: Sequence[Step]) -> dict[str, float]:
     """Return for every value of `steps` the decibels to the most similar value of the other side."""
-    by_size: dict[int, list[np.ndarray]] = {}
+    by_size: dict[int, list[tuple[float, np.ndarray]]] = {}
     for step in others:
         for array in step.values.values():
-            by_size.setdefault(array.size, []).append(array)
+            by_size.setdefault(array.size, []).append((_length(array), array))
     sorted_ones: dict[int, np.ndarray] = {}
     found: dict[str, float] = {}
     for step in steps:
         for name, array in step.values.items():
             if array.size < 2 or array.min() == array.max():
                 continue  # zeros agree with any zeros
-            levels = [_level(other, array, sorted_ones) for other in by_size.get(array.size, ())]
-            found[name] = max(levels, default=-MOST_DB)
+            length, best = _length(array), -MOST_DB
+            for other_length, other in by_size.get(array.size, ()):
+                # The difference is at least that of the lengths, in any layout, so most pairs need no comparison.
+                if decibels(other_length**2, (other_length - length) ** 2) > best:
+                    best = max(best, _level(other, array, sorted_ones))
+            found[name] = best
     return found
+
+
+def _length(array: np.ndarray) -> float:
+    return float(np.linalg.norm(array.astype(np.float64, copy=False)))
 
 
 def _level(reference: np.ndarray, found: np.ndarray, sorted_ones: dict[int, np.ndarray]) -> float:
