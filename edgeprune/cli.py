@@ -269,6 +269,8 @@ def finetune(console: Console, folder: str, overrides: tuple[str, ...], **values
 @output_option("File to write, .onnx or .tflite.  [default: model.onnx]")
 @_setting("--precision", metavar="NAME", help="fp32, fp16, int8, int8-dynamic or int8-weights.  [default: fp32]")
 @_setting("--calibration", metavar="FILE", help="True inputs for int8: .npz, .npy or .safetensors.")
+@_setting("--io", metavar="TYPE", help="Ends of an int8 file: float32, int8 or uint8.  [default: float32]")
+@_setting("--layout", metavar="NAME", help="Of 4-D inputs and outputs: nchw or nhwc.  [default: nchw]")
 @settings_option
 @console_options
 def export(console: Console, network: str, precision: str | None, overrides: tuple[str, ...], **values: Any) -> None:
@@ -428,6 +430,8 @@ _KEYS = {
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
     "calibration": "quantise.calibration",
+    "io": "quantise.io",
+    "layout": "export.layout",
 }
 
 

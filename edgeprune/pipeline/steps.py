@@ -356,6 +356,7 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
         calibration=calibration,
         quantisation=quantisation(config.quantise, listen, str(path)),
         min_sqnr_db=config.export.min_sqnr_db,
+        layout=config.export.layout,
     )
     notices = [*exported.notices, *lost_zeros(path, loaded.masks)]
     facts = {
