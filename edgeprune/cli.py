@@ -293,6 +293,7 @@ def export(console: Console, network: str, precision: str | None, overrides: tup
 @_setting("--tolerance", type=float, default=1e-4, show_default=True, help="Largest relative difference.")
 @_setting("--min-sqnr", type=float, metavar="DB", help="Judge by decibels instead.  [default: by the file's precision]")
 @output_option("A .json file for all the checks.")
+@_setting("--target", metavar="NAME", help="Also compare .tflite files in this target's TFLite runtime.")
 @_setting("--trust-pickle", is_flag=True, help="Allow pickled code in files you made yourself.")
 @console_options
 def verify(
@@ -302,6 +303,7 @@ def verify(
     tolerance: float,
     min_sqnr: float | None,
     output: str | None,
+    target: str | None,
     trust_pickle: bool,
 ) -> int:
     """Compare any two of .onnx, .tflite, .pt2 files, folders of prune, runs or workloads. Exit 4 if they differ."""
@@ -309,7 +311,13 @@ def verify(
 
     with console.work():
         done = steps.verify(
-            first, second, tolerance=tolerance, min_sqnr_db=min_sqnr, output=output, trust_pickle=trust_pickle
+            first,
+            second,
+            tolerance=tolerance,
+            min_sqnr_db=min_sqnr,
+            output=output,
+            target=target,
+            trust_pickle=trust_pickle,
         )
     return console.show_verification(done)
 

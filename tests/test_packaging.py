@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = sorted(path.name for path in (ROOT / "targets").glob("*.toml"))
 MAKE = shutil.which("make")
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", ".data", "runs", "build", "dist"
+    ".git", ".venv*", "*.egg-info", "__pycache__", ".*_cache", ".data", "runs", "build", "dist"
 )
 
 # Prints where the profiles are found and which, and that the other data files are there.

@@ -97,7 +97,7 @@ def read_record(path: Path) -> Record | None:
             quantisation={name: _scale(pair) for name, pair in quantisation.items()},
             layout="nhwc" if layout == "nhwc" else "nchw",
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ResolveError(
             f"the edgeprune record in {path} is damaged: {error}", fix="export the file again"
         ) from error
