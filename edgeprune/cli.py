@@ -344,6 +344,32 @@ def report(console: Console, runs: tuple[str, ...], output: str) -> None:
 
 
 @cli.command()
+@click.argument("sources", nargs=-1, required=True)
+@output_option("Zip to write.  [default: model.zip]")
+@_setting("--baseline", is_flag=True, help="Pack the dense files of the run, too.")
+@_setting("--labels", metavar="FILE", help="Names of the classes, one a line.  [default: labels() of the workload]")
+@_setting(
+    "--preprocessing", metavar="FILE", help="TOML with mean, std, ...  [default: preprocessing() of the workload]"
+)
+@_setting("--workload", metavar="WORKLOAD", help="For single files: what they were exported from, for true samples.")
+@_setting("--trust-pickle", is_flag=True, help="Allow pickled code in files you made yourself.")
+@console_options
+def package(console: Console, sources: tuple[str, ...], output: str | None, **values: Any) -> None:
+    """Pack a finished run, or files of one network, with a script that runs them on a device.
+
+    SOURCES: a run directory, or .onnx and .tflite files.
+    """
+    from edgeprune.report.commands import package_text
+
+    with console.work():
+        from edgeprune.pipeline import packaging
+
+        wishes = packaging.Wishes(output=Path(output or "model.zip"), **values)
+        done = packaging.package(sources, wishes, listen=console.listen)
+    console.show(package_text(done), done)
+
+
+@cli.command()
 @click.argument("name", required=False)
 @console_options
 def targets(console: Console, name: str | None) -> None:

@@ -72,8 +72,8 @@ def _describe_tflite(content: bytes, description: Description) -> bytes:
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(bytearray(content))
-    inputs = _in_order(description.inputs, _tensor_names(model, "inputs"))
-    outputs = _in_order(description.outputs, _tensor_names(model, "outputs"))
+    inputs = _in_order(description.inputs, tflite_tensor_names(model, "inputs"))
+    outputs = _in_order(description.outputs, tflite_tensor_names(model, "outputs"))
     data = np.frombuffer(tflite_metadata(description, inputs, outputs), dtype=np.uint8)
     entry = next((item for item in model.metadata or [] if item.name == TFLITE_NAME.encode()), None)
     if entry is None:
@@ -145,8 +145,8 @@ def _in_order(notes: Sequence[TensorNote], names: Sequence[str]) -> list[TensorN
     return [by_name[name] for name in names] if set(by_name) == set(names) else list(notes)
 
 
-def _tensor_names(model: Any, side: str) -> list[str]:
-    """Return the names of a TFLite file's inputs or outputs in the order of its subgraph, those of its signature."""
+def tflite_tensor_names(model: Any, side: str) -> list[str]:
+    """Return the names of a TFLite model's inputs or outputs in the order of its subgraph, those of its signature."""
     graph = model.subgraphs[0]
     indices = [int(index) for index in getattr(graph, side)]
     names = {index: graph.tensors[index].name.decode() for index in indices}

@@ -124,6 +124,22 @@ def measurements_text(found: Json, width: int) -> str:
     return "\n".join(lines)
 
 
+def package_text(done: Json) -> str:
+    """Return what `package` ends with: the files, what the bundle holds, and how to use it."""
+    cells = [[row["name"], row["precision"], q.size(row["size_bytes"])] for row in done["files"]]
+    folder = Path(done["bundle"]).stem
+    run = f"unzip {Path(done['bundle']).name} -d {folder}  and  python3 {folder}/predict.py"
+    more = [f"{done['samples']} samples", *([f"{done['labels']} labels"] if done["labels"] else [])]
+    return "\n".join(
+        [
+            table(["file", "precision", "size"], cells, "llr", 100),
+            f" wrote {done['bundle']} {q.size(done['size_bytes'])}: {len(done['contents'])} files, {', '.join(more)}",
+            " it was unpacked and run: every output is as expected",
+            f" next: copy it to the device, then  {run}",
+        ]
+    )
+
+
 def targets_text(targets: Sequence[Target], width: int) -> str:
     """Return the list of device profiles."""
     cells = [
