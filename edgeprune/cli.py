@@ -138,11 +138,11 @@ def inspect(console: Console, network: str | None, overrides: tuple[str, ...], *
     from edgeprune.report.commands import artifact_text, inspect_text
 
     if network is not None and network.endswith((".onnx", ".tflite")):
-        from edgeprune.pipeline.measuring import open_artifact
+        from edgeprune.pipeline.measuring import inspect_artifact
 
         with console.work():
-            found = {"artifact": open_artifact(Path(network)).as_dict()}
-        console.show(artifact_text(found["artifact"]), found)
+            found = inspect_artifact(Path(network))
+        console.show(artifact_text(found, width()), found)
         return
     config = _settings(overrides, {"workload": network, **values})
     from edgeprune.pipeline import steps

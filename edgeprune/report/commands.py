@@ -14,6 +14,8 @@ from edgeprune.values import Json
 if TYPE_CHECKING:
     from edgeprune.targets import Target
 
+_WEIGHTS = 12  # rows of a table of weights
+
 
 def run_text(result: Json, folder: str, width: int) -> str:
     """Return what `compress` ends with: the table, the verdict, the report and the next command."""
@@ -54,14 +56,45 @@ def advice_text(found: Json, width: int) -> str:
     return "\n".join([*lines, f"next: {found['command']}"])
 
 
-def artifact_text(artifact: Json) -> str:
+def artifact_text(found: Json, width: int) -> str:
     """Return what `inspect` shows of an `.onnx` or `.tflite` file."""
+    artifact = found["artifact"]
     lines = [f"{artifact['path']}  {artifact['format']} {artifact['precision']}  {q.size(artifact['size_bytes'])}"]
     for side in ("inputs", "outputs"):
         lines += [f" {side[:-1]:<8}{spec['name']}  {q.shape(spec['shape'])} {spec['dtype']}" for spec in artifact[side]]
     lines += [f" {key}: {value}" for key, value in sorted(artifact["metadata"].items())]
-    lines += [f" sha256: {artifact['sha256']}", f"next: edgeprune bench {artifact['path']}"]
-    return "\n".join(lines)
+    lines += [f" sha256: {artifact['sha256']}", *sizes_lines(found["sizes"], width)]
+    return "\n".join([*lines, f"next: edgeprune bench {artifact['path']}"])
+
+
+def sizes_lines(sizes: Json, width: int) -> list[str]:
+    """Return the sizes of a file: compressed, and its largest weights."""
+    weights, rest = sizes["weights"][:_WEIGHTS], sizes["weights"][_WEIGHTS:]
+    rows = [
+        [
+            row["name"],
+            row["operator"],
+            row["dtype"],
+            q.shape(row["shape"]),
+            q.size(row["size_bytes"], unit),
+            _share(row),
+        ]
+        for row in weights
+    ]
+    small = f", {q.size(sizes['lzma_bytes'])} with LZMA" if sizes["lzma_bytes"] is not None else ""
+    lines = [
+        f" compressed: {q.size(sizes['deflate_bytes'])} with deflate (a zip, an app package){small}",
+        f" weights: {q.size(sizes['weights_bytes'])} of {q.size(sizes['size_bytes'])}",
+    ]
+    if rows:
+        lines.append(table(["weight", "used by", "dtype", "shape", "size", "share"], rows, "llllrr", width))
+    if rest:
+        lines.append(f" and {len(rest)} smaller ones, {q.size(sum(row['size_bytes'] for row in rest))}")
+    return lines
+
+
+def _share(row: Json) -> str:
+    return f"{row['share']:.1%}"
 
 
 def prune_text(done: Json) -> str:
