@@ -267,12 +267,16 @@ def finetune(console: Console, folder: str, overrides: tuple[str, ...], **values
 @click.argument("network")
 @network_options
 @output_option("File to write, .onnx or .tflite.  [default: model.onnx]")
+@_setting("--precision", metavar="NAME", help="fp32, fp16, int8, int8-dynamic or int8-weights.  [default: fp32]")
+@_setting("--calibration", metavar="FILE", help="True inputs for int8: .npz, .npy or .safetensors.")
 @settings_option
 @console_options
-def export(console: Console, network: str, overrides: tuple[str, ...], **values: Any) -> None:
+def export(console: Console, network: str, precision: str | None, overrides: tuple[str, ...], **values: Any) -> None:
     """Write NETWORK (a folder of prune, a run, or a workload) as a verified .onnx or .tflite file."""
     from edgeprune.report.commands import export_text
 
+    if precision is not None:
+        values["export.precisions"] = _words(precision)
     config = _settings(overrides, values)
     from edgeprune.pipeline import steps
 
@@ -324,7 +328,7 @@ def compare(console: Console, files: tuple[str, ...], allow: str, practical: flo
     """Compare measurements (.jsonl FILES or runs): the later ones with the first, one with its baseline."""
     from edgeprune.pipeline import measuring
 
-    names = [name.strip() for name in allow.split(",") if name.strip()]
+    names = _words(allow)
     with console.work():
         done = measuring.compare(files, allow=names, practical=practical)
     return console.show_measurements(done)
@@ -437,6 +441,7 @@ _KEYS = {
     "sensitivity": "prune.sensitivity",
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
+    "calibration": "quantise.calibration",
 }
 
 
@@ -451,6 +456,10 @@ def _settings(overrides: tuple[str, ...], values: dict[str, Any]) -> RunConfig:
     if asked:
         given |= {key: None for key in ("prune.max_macs", "prune.max_params") if key not in given}
     return read_settings(overrides, given)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _number(text: str, option: str) -> float:

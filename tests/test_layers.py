@@ -30,6 +30,7 @@ LAYERS = (
     ("training",),
     ("reconstruct",),
     ("devices",),
+    ("quantise",),
     ("export",),
     ("bench",),
     ("search", "advice"),

@@ -7,36 +7,40 @@ or a log, or the file with the suffix `.rejected`. Knows formats only by their s
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import shutil
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgeprune.errors import ConfigError, ExportError, ResolveError, StorageError, VerificationError
 from edgeprune.export import onnx as onnx_format
 from edgeprune.export import tflite as tflite_format
 from edgeprune.export.quiet import quiet
 from edgeprune.export.record import Record, own_values
-from edgeprune.values import Artifact, Check, Notice, Precision
+from edgeprune.quantise import Quantisation
+from edgeprune.values import PRECISIONS, Artifact, Check, Json, Notice, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgeprune.export.capture import Subject
+    from edgeprune.export.opened import OpenArtifact
 
 _PACKAGES = {".onnx": onnx_format.check_packages, ".tflite": tflite_format.check_packages}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """A verified file, the checks it passed, and what the user should know about it."""
+    """A verified file, the checks it passed, how it was quantised if it was, and what the user should know about it."""
 
     artifact: Artifact
     checks: tuple[Check, ...]
+    quantisation: Json | None = None
     notices: tuple[Notice, ...] = ()
 
 
@@ -48,6 +52,10 @@ class _Task:
     metadata: Mapping[str, str] | None
     tolerance: float
     timeout_s: float
+    min_sqnr_db: float | None
+    calibration: Iterable[Any] | None
+    quantisation: Quantisation
+    source: Path | None
 
 
 def export(
@@ -61,6 +69,10 @@ def export(
     tolerance: float = 1e-4,
     timeout_s: float = 900,
     checks_inputs: Sequence[tuple[Tensor, ...]] = (),
+    calibration: Iterable[Any] | None = None,
+    quantisation: Quantisation | None = None,
+    min_sqnr_db: float | None = None,
+    source: str | Path | None = None,
 ) -> Exported:
     """Write a network as a file that was proved equal to it.
 
@@ -74,9 +86,14 @@ def export(
         tolerance: Largest accepted difference, relative to the largest output value.
         timeout_s: Limit for the TFLite converter's process.
         checks_inputs: Further inputs to compare on.
+        calibration: Batches of inputs, labels allowed; `int8` needs them.
+        quantisation: How int8 ranges are chosen, and which operators may stay in float32.
+        min_sqnr_db: Least signal-to-quantisation-noise ratio of a file that is not float32; by default that of its
+            precision.
+        source: The verified float32 file of the same network and format, if there is one: saves a conversion.
 
     Raises:
-        ConfigError: The suffix or the precision is unknown.
+        ConfigError: The suffix or the precision is unknown, or int8 has no calibration data.
         MissingDependency: The format's converter is not installed.
         ModelError: The network cannot run on the inputs, or is not deterministic in evaluation mode.
         ExportError: It cannot be captured or converted; the converter's output is in PATH.log.
@@ -86,8 +103,10 @@ def export(
     target = Path(path)
     if target.suffix not in _PACKAGES:
         raise ConfigError(f"'{target}' is neither .onnx nor .tflite", fix="end the path in .onnx or .tflite")
-    if precision != "fp32":
-        raise ConfigError(f"precision '{precision}' is not supported", fix="use fp32")
+    if precision not in PRECISIONS:
+        near = difflib.get_close_matches(precision, PRECISIONS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"precision '{precision}' is not known{hint}", fix=f"one of {', '.join(PRECISIONS)}")
     _PACKAGES[target.suffix]()
     task = _Task(
         target=target,
@@ -96,6 +115,10 @@ def export(
         metadata=metadata,
         tolerance=tolerance,
         timeout_s=timeout_s,
+        min_sqnr_db=min_sqnr_db,
+        calibration=calibration,
+        quantisation=quantisation or Quantisation(),
+        source=Path(source) if source is not None else None,
     )
     try:
         with _work_folder(target) as work:
@@ -111,36 +134,101 @@ def _export(
     model: nn.Module, inputs: Sequence[Tensor], more: Sequence[tuple[Tensor, ...]], task: _Task, work: Path
 ) -> Exported:
     from edgeprune.export.capture import prepare
-    from edgeprune.export.opened import describe, open_artifact
-    from edgeprune.export.verify import checked_inputs, require, verify_artifact
+    from edgeprune.export.opened import describe
+    from edgeprune.export.verify import checked_inputs
 
     target, log_path, made = task.target, work / "log", work / task.target.name
     examples = checked_inputs(inputs, more)
+    facts = None
     with log_path.open("a", encoding="utf-8") as log, quiet(log):
         subject = prepare(model, inputs, [tuple(tensors) for tensors in more])
-        try:
-            notices = _convert(subject, task, made, log_path)
-        except ExportError as error:
-            traceback.print_exc(file=log)
-            log.flush()
-            kept = _keep(log_path, target.with_name(f"{target.name}.log"))
-            if error.where is None:
-                error.where = kept
-            elif kept is not None:
-                error.fix = error.fix or f"the converter's full output is in {kept}"
-            raise
-        rejected = target.with_name(f"{target.name}.rejected")
-        try:
-            opened = open_artifact(made, name=str(target))
-            checks = verify_artifact(subject, opened, examples=examples, tolerance=task.tolerance, name=target.name)
-            require(checks)
-        except (VerificationError, ResolveError) as error:
-            os.replace(made, rejected)
-            message = error.message.replace(str(made), str(target))
-            raise VerificationError(message, fix=error.fix, where=str(rejected)) from error
+        with _logged(target, log_path, log):
+            float_file, notices = _float_file(subject, examples, task, made, log_path)
+            if task.precision != "fp32":
+                facts, noticed = _lowered(subject, task, float_file, made)
+                notices += noticed
+        opened, checks = _verified(subject, examples, task, made, task.precision)
     artifact = describe(target, opened, made.read_bytes())
     _put_in_place(made, target)
-    return Exported(artifact=artifact, checks=checks, notices=notices)
+    return Exported(artifact=artifact, checks=checks, quantisation=facts, notices=notices)
+
+
+def _float_file(
+    subject: Subject, examples: Sequence[Sequence[Tensor]], task: _Task, made: Path, log_path: Path
+) -> tuple[Path, tuple[Notice, ...]]:
+    """Return a float32 file of the network: the one that is there already, or one that is converted now.
+
+    A file that other precisions come from is verified like any other, so that they are not blamed for its faults.
+    """
+    if task.precision == "fp32":
+        return made, _convert(subject, task, made, log_path)
+    if task.source is not None:
+        return task.source, ()
+    made = made.with_name(f"float32{made.suffix}")
+    notices = _convert(subject, task, made, log_path)
+    _verified(subject, examples, task, made, "fp32")
+    return made, notices
+
+
+def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path) -> tuple[Json | None, tuple[Notice, ...]]:
+    """Write a float32 file in another precision; return how it was chosen."""
+    from edgeprune.export.precision import lower
+    from edgeprune.export.record import read_record
+
+    known = read_record(float_file)
+    record = _record(subject, known.batch if known is not None else subject.batch, task)
+    # The quantisers write candidates beside the file that they read: those belong into the private folder.
+    source = made.with_name(f"float32{made.suffix}")
+    if float_file != source:
+        shutil.copyfile(float_file, source)
+    found = lower(
+        source,
+        record,
+        subject,
+        task.precision,
+        calibration=task.calibration,
+        settings=task.quantisation,
+        name=task.target.name,
+    )
+    made.write_bytes(found.content)
+    return found.facts, found.notices
+
+
+def _verified(
+    subject: Subject, examples: Sequence[Sequence[Tensor]], task: _Task, made: Path, precision: Precision
+) -> tuple[OpenArtifact, tuple[Check, ...]]:
+    """Open a file and compare it with the network; one that fails is left as TARGET.rejected."""
+    from edgeprune.export.opened import open_artifact
+    from edgeprune.export.verify import require, verify_artifact
+
+    target = task.target
+    tolerance = task.tolerance if precision == "fp32" else 1.0
+    try:
+        opened = open_artifact(made, name=str(target))
+        checks = verify_artifact(subject, opened, examples=examples, tolerance=tolerance, name=target.name)
+        require(checks)
+    except (VerificationError, ResolveError) as error:
+        rejected = target.with_name(f"{target.name}.rejected")
+        os.replace(made, rejected)
+        message = error.message.replace(str(made), str(target))
+        raise VerificationError(message, fix=error.fix, where=str(rejected)) from error
+    return opened, checks
+
+
+@contextlib.contextmanager
+def _logged(target: Path, log_path: Path, log: TextIO) -> Iterator[None]:
+    """Keep the log beside the target where a converter fails, and say so."""
+    try:
+        yield
+    except ExportError as error:
+        traceback.print_exc(file=log)
+        log.flush()
+        kept = _keep(log_path, target.with_name(f"{target.name}.log"))
+        if error.where is None:
+            error.where = kept
+        elif kept is not None:
+            error.fix = error.fix or f"the converter's full output is in {kept}"
+        raise
 
 
 def _convert(subject: Subject, task: _Task, made: Path, log: Path) -> tuple[Notice, ...]:

@@ -88,7 +88,7 @@ def prepare(model: nn.Module, inputs: Sequence[torch.Tensor], more: Sequence[Ten
                 f"the network failed on its example inputs: {_first_line(error)}", where=user_line(error, "forward")
             ) from error
     _check_outputs(network, examples, leaves)
-    in_names = _input_names(model, len(examples))
+    in_names = input_names(model, len(examples))
     size = _batch_size(examples)
     specs = tuple(
         _input_spec(name, tensor, [row[index] for row in more], size)
@@ -217,7 +217,7 @@ def _check_outputs(network: FlatNetwork, examples: Tensors, leaves: list[tuple[s
             )
 
 
-def _input_names(model: nn.Module, count: int) -> list[str]:
+def input_names(model: nn.Module, count: int) -> list[str]:
     """Return the names of forward's parameters, numbered where it takes *args."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(model.forward).parameters.values()

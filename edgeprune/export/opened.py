@@ -17,7 +17,7 @@ from edgeprune.devices.agent import AgentError, open_runtime
 from edgeprune.errors import MissingDependency, ModelError, ResolveError, VerificationError
 from edgeprune.export.quiet import silent_stderr
 from edgeprune.export.record import Record, read_record
-from edgeprune.values import Artifact, Format, TensorSpec
+from edgeprune.values import PRECISIONS, Artifact, Format, Precision, TensorSpec
 
 _FORMATS: dict[str, Format] = {".onnx": "onnx", ".tflite": "tflite"}
 
@@ -54,6 +54,13 @@ class OpenArtifact:
             _merged(spec, self._runtime.outputs[index]) for spec, index in zip(self.outputs, self._out, strict=True)
         )
         return inputs, outputs
+
+    def feeds(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the file's inputs by the names that its runtime has for them, in its dtypes."""
+        return {
+            self._runtime.inputs[position][0]: np.asarray(array, dtype=dtype)
+            for position, array, dtype in zip(self._in, arrays, self._dtypes, strict=True)
+        }
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for inputs of exactly the file's batch, in the network's order.
@@ -128,13 +135,18 @@ def describe(path: Path, opened: OpenArtifact, content: bytes) -> Artifact:
     return Artifact(
         path=str(path),
         format=_FORMATS[path.suffix],
-        precision="fp32",
+        precision=_precision(opened.record),
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
         inputs=inputs,
         outputs=outputs,
         metadata=opened.record.metadata() if opened.record else {},
     )
+
+
+def _precision(record: Record | None) -> Precision:
+    found = record.values.get("precision", "fp32") if record is not None else "fp32"
+    return next((known for known in PRECISIONS if known == found), "fp32")
 
 
 def read_artifact(path: str | Path) -> Artifact:

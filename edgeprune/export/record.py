@@ -85,6 +85,21 @@ def read_record(path: Path) -> Record | None:
         ) from error
 
 
+def with_record(content: bytes, suffix: str, record: Record) -> bytes:
+    """Return an `.onnx` or `.tflite` file's content with this record in place of the one that it may have."""
+    if suffix == ".tflite":
+        return add_to_tflite(content, record)
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    kept = [entry for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, record.as_text()
+    return bytes(model.SerializeToString())
+
+
 def add_to_tflite(content: bytes, record: Record) -> bytes:
     """Return a TFLite file with the record added, and slices written with their full sizes."""
     import flatbuffers

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 3
 _FLOOR = 1e-6
+_MOST_DB = 200.0
 Arrays = list[np.ndarray]
 Feeds = list[Arrays]
 
@@ -206,6 +207,17 @@ def distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
         return math.inf, math.inf
     difference = float(np.abs(exact - other).max())
     return difference, difference / max(float(np.abs(exact).max()), _FLOOR)
+
+
+def sqnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the energy of `a` over that of the difference, in dB between -200 and 200; -200 where it means nothing."""
+    exact, other = a.astype(np.float64), b.astype(np.float64)
+    if exact.shape != other.shape or not (np.isfinite(exact).all() and np.isfinite(other).all()):
+        return -_MOST_DB
+    noise, signal = float(np.square(exact - other).sum()), float(np.square(exact).sum())
+    if noise == 0.0:
+        return _MOST_DB
+    return float(np.clip(10.0 * np.log10(max(signal, 1e-300) / noise), -_MOST_DB, _MOST_DB))
 
 
 def checked_inputs(inputs: Sequence[Tensor], more: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:

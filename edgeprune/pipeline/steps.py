@@ -20,8 +20,9 @@ from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.gradual import gradual_settings, pruned_weights, recipe_of
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES
-from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
+from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of, true_samples
 from edgeprune.pipeline.prepare import align_of, check_format_packages, check_functions, check_settings
+from edgeprune.pipeline.quantising import calibration_batches, quantisation
 from edgeprune.pipeline.sparsity import lost_zeros, sparsified
 from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
@@ -324,21 +325,34 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
     if loaded.masks is not None:
         loaded.masks.check(loaded.model)
         metadata["sparsity"] = f"{loaded.masks.sparsity:.4f}"
+    if len(config.export.precisions) != 1:
+        found = ",".join(config.export.precisions)
+        raise ConfigError(f"one file has one precision, and export.precisions has {found}", fix="--precision int8")
     path.parent.mkdir(parents=True, exist_ok=True)
     listen(Event(stage="export", state="begin", subject=str(path)))
+    precision = config.export.precisions[0]
+    calibration = None
+    if precision == "int8":
+        calibration = calibration_batches(loaded.workload, config.quantise, loaded.model, loaded.inputs)
     exported = write(
         loaded.model,
         loaded.inputs,
         path,
+        precision=precision,
         dynamic_batch=config.export.dynamic_batch,
         metadata=metadata,
         tolerance=config.export.tolerance,
         timeout_s=config.export.timeout_s,
+        checks_inputs=true_samples(loaded.workload, loaded.inputs),
+        calibration=calibration,
+        quantisation=quantisation(config.quantise, listen, str(path)),
+        min_sqnr_db=config.export.min_sqnr_db,
     )
     notices = [*exported.notices, *lost_zeros(path, loaded.masks)]
     facts = {
         "artifact": exported.artifact.as_dict(),
         "checks": [check.as_dict() for check in exported.checks],
+        "quantisation": exported.quantisation,
         "notices": [notice.as_dict() for notice in notices],
     }
     listen(Event(stage="export", state="done", subject=str(path), facts=facts))

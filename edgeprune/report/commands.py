@@ -76,7 +76,7 @@ def sizes_lines(sizes: Json, width: int) -> list[str]:
             row["operator"],
             row["dtype"],
             q.shape(row["shape"]),
-            q.size(row["size_bytes"], unit),
+            q.size(row["size_bytes"]),
             _share(row),
         ]
         for row in weights

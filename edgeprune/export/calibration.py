@@ -1,0 +1,159 @@
+"""Calibration data as samples of a file: read from the user's batches, checked, and cut to the file's batch.
+
+Owns what can be wrong with such data. Reads no more batches than it needs and holds one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeprune.errors import ConfigError, ModelError
+from edgeprune.values import TensorSpec
+
+if TYPE_CHECKING:
+    from edgeprune.export.capture import Subject
+
+_FIX = "give batches as for the network's inputs():  def calibration_data(): yield (x,)"
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was read: how many samples, and whether each input ever changed."""
+
+    samples: int = 0
+    first: list[Any] = field(default_factory=list)
+    changed: list[bool] = field(default_factory=list)
+
+
+def samples_of(batches: Iterable[Any], subject: Subject, limit: int, seen: Seen) -> Iterator[list[np.ndarray]]:
+    """Yield samples in the file's batch, one where the network takes any, at most `limit` of them.
+
+    Args:
+        batches: Tensors, or tuples as training data have them; labels are left out.
+        seen: Filled while samples are read; see `check_seen`.
+
+    Raises:
+        ModelError: A batch has another number of inputs, shape or dtype than the network, or values that are not
+            finite.
+    """
+    from edgeprune.export.capture import to_array
+    from edgeprune.training.batches import model_inputs
+
+    step = subject.batch or 1
+    for place, batch in enumerate(batches):
+        arrays = [to_array(tensor) for tensor in model_inputs(batch)]
+        checked = _checked(arrays, subject.inputs, f"calibration batch {place}")
+        split = [spec.shape[:1] == (None,) for spec in subject.inputs]
+        count = next((len(array) for array, free in zip(checked, split, strict=True) if free), step)
+        for start in range(0, count - count % step, step):
+            sample = [a[start : start + step] if free else a for a, free in zip(checked, split, strict=True)]
+            _note(seen, sample)
+            yield sample
+            if seen.samples >= limit:
+                return
+
+
+def first_samples(
+    source: Iterable[list[np.ndarray]], count: int, kept: list[list[np.ndarray]]
+) -> Iterator[list[np.ndarray]]:
+    """Pass samples on, and keep the first of them in a list."""
+    for sample in source:
+        if len(kept) < count:
+            kept.append([np.array(array) for array in sample])
+        yield sample
+
+
+def check_seen(seen: Seen, specs: Sequence[TensorSpec]) -> None:
+    """Check that there were samples, and that they say something.
+
+    Raises:
+        ConfigError: There were none, or a float input had one and the same value throughout.
+    """
+    if seen.samples == 0:
+        raise ConfigError("int8 needs calibration data, and there are no samples in it", fix=_FIX)
+    for spec, first, changed in zip(specs, seen.first, seen.changed, strict=True):
+        if not changed and spec.dtype.startswith("float") and np.size(first) > 1:
+            value = float(np.ravel(first)[0])
+            raise ConfigError(
+                f"calibration input '{spec.name}' is {value:g} everywhere, so nothing can be learnt from it",
+                fix="calibrate on true inputs, prepared as in training",
+            )
+
+
+def _note(seen: Seen, sample: list[np.ndarray]) -> None:
+    seen.samples += 1
+    if not seen.first:
+        seen.first = [np.array(array) for array in sample]
+        seen.changed = [bool(array.size) and not bool((array == array.ravel()[0]).all()) for array in sample]
+        return
+    seen.changed = [
+        known or not np.array_equal(array, first)
+        for known, array, first in zip(seen.changed, sample, seen.first, strict=True)
+    ]
+
+
+def _checked(arrays: list[np.ndarray], specs: Sequence[TensorSpec], where: str) -> list[np.ndarray]:
+    if len(arrays) != len(specs):
+        raise ModelError(f"{where} has {len(arrays)} inputs, the network takes {len(specs)}", fix=_FIX)
+    for array, spec in zip(arrays, specs, strict=True):
+        wanted = spec.shape[1:] if spec.shape[:1] == (None,) else spec.shape
+        found = array.shape[1:] if spec.shape[:1] == (None,) else array.shape
+        if found != wanted:
+            text = f"{where}: input '{spec.name}' has shape {found} after the batch, the network takes {wanted}"
+            raise ModelError(text, fix=_FIX)
+        if array.dtype.name != spec.dtype:
+            text = f"{where}: input '{spec.name}' is {array.dtype.name}, the network takes {spec.dtype}"
+            raise ModelError(text, fix=_FIX)
+        if not np.isfinite(array).all():
+            text = f"{where}: input '{spec.name}' is not finite"
+            raise ModelError(text, fix="look for NaN and infinity in calibration_data()")
+    return arrays
+
+
+def read_calibration(path: Any, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Yield batches from a `.npz` or `.safetensors` file with one array per input, or a `.npy` file for one input.
+
+    Raises:
+        ResolveError: The file cannot be read.
+        ConfigError: It does not hold an array for every input.
+    """
+    import torch
+
+    arrays = _arrays(path, names)
+    lengths = {len(array) for array in arrays}
+    if len(lengths) != 1:
+        raise ConfigError(f"{path} holds {sorted(lengths)} samples for different inputs", fix="save as many for each")
+    for start in range(0, lengths.pop(), 32):
+        yield (tuple(torch.from_numpy(np.array(array[start : start + 32])) for array in arrays),)
+
+
+def _arrays(path: Any, names: Sequence[str]) -> list[np.ndarray]:
+    from edgeprune.errors import ResolveError
+
+    try:
+        if path.suffix == ".npy":
+            found = {names[0]: np.load(path, allow_pickle=False)} if len(names) == 1 else {}
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as data:
+                found = {name: data[name] for name in data.files}
+        elif path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            found = load_file(path)
+        else:
+            raise ConfigError(f"{path} is neither .npy, .npz nor .safetensors", fix="np.savez('calibration.npz', x=x)")
+    except (OSError, ValueError) as error:
+        raise ResolveError(f"cannot read {path}: {error}", fix="np.savez('calibration.npz', x=x) writes one") from error
+    if len(names) == 1 and len(found) == 1:
+        return list(found.values())
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ConfigError(
+            f"{path} holds no array '{missing[0]}'; the network's inputs are {', '.join(names)}",
+            fix=f"np.savez('calibration.npz', {', '.join(f'{name}=...' for name in names)})",
+        )
+    return [found[name] for name in names]

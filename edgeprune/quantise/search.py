@@ -1,0 +1,228 @@
+"""The int8 form of a float32 file that loses least: which ranges, and which operators stay in float32.
+
+Owns the search. What a form costs is the energy of its error, which nearly adds up over operators: so what each part
+costs is measured with that part alone on integers, the dearest parts stay in float32, and how many must is found by
+bisection, on the real file. Knows neither formats nor runtimes: a `FloatFile` writes, and a function measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeprune.errors import ModelError
+from edgeprune.quantise.files import Feeds, FloatFile, Operator
+from edgeprune.quantise.ranges import METHODS, Histogram, Interval, Method, interval
+from edgeprune.values import Json
+
+Measure = Callable[[bytes], float]
+Progress = Callable[[str, int, int], None]
+Ranges = Mapping[str, Interval]
+MOST_PARTS = 32
+# A part whose error is smaller than this share of the whole is not looked into.
+_WORTH_SPLITTING = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Operators that go to integers or stay in float32 together, and what they cost.
+
+    `noise` is the energy of the output's error over that of the output, with only these operators on integers.
+    """
+
+    name: str
+    kind: str
+    operators: frozenset[str]
+    noise: float
+
+    def as_dict(self) -> Json:
+        return {"name": self.name, "kind": self.kind, "operators": len(self.operators), "noise": self.noise}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8:
+    """An int8 file and how it was chosen.
+
+    `methods` has the output SQNR in dB of every way to choose ranges that was tried. `ranking` lists the parts, the
+    dearest first, where any had to stay in float32; the first `kept` of them did.
+    """
+
+    content: bytes = field(repr=False)
+    method: Method
+    methods: dict[Method, float]
+    sqnr_db: float
+    ranking: tuple[Part, ...] = ()
+    kept: int = 0
+    accepted: bool = True
+
+    def as_dict(self) -> Json:
+        return {
+            "method": self.method,
+            "methods": dict(self.methods),
+            "sqnr_db": self.sqnr_db,
+            "ranking": [part.as_dict() for part in self.ranking],
+            "kept": self.kept,
+            "floats": sorted(name for part in self.ranking[: self.kept] for name in part.operators),
+        }
+
+
+def histograms(file: FloatFile, samples: Iterable[Feeds], on_progress: Progress, total: int) -> dict[str, Histogram]:
+    """Return the counts of every float tensor's values, after streaming the samples through the file.
+
+    Raises:
+        ModelError: A tensor holds NaN on a sample.
+    """
+    found: dict[str, Histogram] = {}
+
+    def take(name: str, array: np.ndarray) -> None:
+        found.setdefault(name, Histogram()).add(array)
+
+    for done, sample in enumerate(samples, 1):
+        file.watch([sample], take)
+        on_progress("calibrating", done, max(total, done))
+    for name, histogram in found.items():
+        if histogram.not_numbers:
+            raise ModelError(
+                f"tensor '{name}' is not a number for {histogram.not_numbers} values of the calibration samples",
+                fix="look for NaN in calibration_data() and in the weights",
+            )
+    return found
+
+
+def choose(
+    file: FloatFile,
+    counts: Mapping[str, Histogram],
+    measure: Measure,
+    *,
+    methods: Sequence[Method] = METHODS,
+    percentile: float = 99.99,
+    wanted_db: float,
+    accept: Callable[[bytes], bool] | None = None,
+    on_progress: Progress,
+) -> Int8:
+    """Return the int8 form of a file with the best ranges, and with as many operators on integers as are allowed.
+
+    Args:
+        counts: From `histograms`.
+        measure: The output SQNR in dB of a file's content.
+        wanted_db: Operators stay in float32 until this SQNR is reached.
+        accept: A further condition, such as the drop of a metric.
+    """
+    ways: dict[Method, Ranges] = {}
+    found: dict[Method, float] = {}
+    best: tuple[float, Method, bytes] | None = None
+    for done, method in enumerate(methods, 1):
+        ways[method] = {name: interval(counted, method, percentile) for name, counted in counts.items()}
+        content = file.quantise(ways[method], frozenset())
+        found[method] = measure(content)
+        if best is None or found[method] > best[0]:
+            best = (found[method], method, content)
+        on_progress("choosing ranges", done, len(methods))
+    assert best is not None
+    sqnr, method, content = best
+    whole = Int8(content=content, method=method, methods=found, sqnr_db=sqnr)
+    if _fits(sqnr, content, wanted_db, accept):
+        return whole
+    ranking = rank(file, ways[method], measure, on_progress)
+    return _mixed(file, ways[method], whole, ranking, measure, wanted_db, accept, on_progress)
+
+
+def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progress) -> tuple[Part, ...]:
+    """Return the parts of a file, the dearest first: kinds of operators, single ones where a kind costs much."""
+    operators = file.operators()
+    every = frozenset(operator.name for operator in operators)
+    floor = _noise(measure(file.quantise(ranges, every)))
+
+    def alone(part: Part) -> Part:
+        noise = _noise(measure(file.quantise(ranges, every - part.operators)))
+        return Part(name=part.name, kind=part.kind, operators=part.operators, noise=max(noise - floor, 0.0))
+
+    kinds = []
+    groups = _by_kind(operators)
+    for done, part in enumerate(groups, 1):
+        kinds.append(alone(part))
+        on_progress("ranking kinds of operators", done, len(groups))
+    total = sum(part.noise for part in kinds)
+    dear = [part for part in kinds if len(part.operators) > 1 and part.noise > _WORTH_SPLITTING * total]
+    pieces = [piece for part in dear for piece in _pieces(part, operators)]
+    single = []
+    for done, piece in enumerate(pieces, 1):
+        single.append(alone(piece))
+        on_progress("ranking operators", done, len(pieces))
+    parts = [part for part in kinds if part not in dear] + single
+    return tuple(sorted(parts, key=lambda part: -part.noise))
+
+
+def _mixed(
+    file: FloatFile,
+    ranges: Ranges,
+    whole: Int8,
+    ranking: tuple[Part, ...],
+    measure: Measure,
+    wanted_db: float,
+    accept: Callable[[bytes], bool] | None,
+    on_progress: Progress,
+) -> Int8:
+    """Return the file that keeps the fewest of the dearest parts in float32, by bisection."""
+
+    def made(kept: int) -> tuple[bytes, float, bool]:
+        floats = frozenset(name for part in ranking[:kept] for name in part.operators)
+        content = file.quantise(ranges, floats)
+        sqnr = measure(content)
+        return content, sqnr, _fits(sqnr, content, wanted_db, accept)
+
+    low, high = 0, len(ranking)
+    steps = max(high.bit_length(), 1)
+    best = made(high)
+    on_progress("mixing precisions", 1, steps + 1)
+    if best[2]:
+        for step in range(steps):
+            if high - low <= 1:
+                break
+            middle = (low + high) // 2
+            found = made(middle)
+            low, high, best = (low, middle, found) if found[2] else (middle, high, best)
+            on_progress("mixing precisions", step + 2, steps + 1)
+    content, sqnr, accepted = best
+    return Int8(
+        content=content,
+        method=whole.method,
+        methods=whole.methods,
+        sqnr_db=sqnr,
+        ranking=ranking,
+        kept=high,
+        accepted=accepted,
+    )
+
+
+def _fits(sqnr: float, content: bytes, wanted_db: float, accept: Callable[[bytes], bool] | None) -> bool:
+    return sqnr >= wanted_db and (accept is None or accept(content))
+
+
+def _noise(sqnr_db: float) -> float:
+    return float(10.0 ** (-sqnr_db / 10.0))
+
+
+def _by_kind(operators: Sequence[Operator]) -> list[Part]:
+    kinds: dict[str, list[str]] = {}
+    for operator in operators:
+        kinds.setdefault(operator.kind, []).append(operator.name)
+    return [Part(name=kind, kind=kind, operators=frozenset(names), noise=0.0) for kind, names in kinds.items()]
+
+
+def _pieces(part: Part, operators: Sequence[Operator]) -> list[Part]:
+    """Return a part's operators one by one, or in runs of neighbours where there are too many."""
+    names = [operator.name for operator in operators if operator.name in part.operators]
+    size = -(-len(names) // MOST_PARTS)
+    runs = [names[start : start + size] for start in range(0, len(names), size)]
+    return [
+        Part(
+            name=run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}",
+            kind=part.kind,
+            operators=frozenset(run),
+            noise=0.0,
+        )
+        for run in runs
+    ]

@@ -1,0 +1,211 @@
+"""TFLite files as `FloatFile`s, and their forms with fewer bits.
+
+The integers are written by the AI Edge Quantizer, from ranges that edgeprune measured: int8 activations with a zero
+point, int8 weights per output channel. Operators that cannot run on integers, or must not, keep integer weights where
+the quantiser has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeprune.errors import ExportError
+from edgeprune.quantise.files import Feeds, Operator, Take
+from edgeprune.quantise.ranges import Interval
+
+Io = Literal["float32", "int8", "uint8"]
+_SIGNATURE = "serving_default"
+
+
+class TfliteFloat:
+    """A float32 `.tflite` file, ready to be watched and quantised. `io` is the type of its int8 form's ends."""
+
+    def __init__(self, content: bytes, io_type: Io = "float32") -> None:
+        self._content = _with_own_names(content)
+        self._io = io_type
+
+    def operators(self) -> tuple[Operator, ...]:
+        """Return the operators that the quantiser can put on int8, in the order of the file."""
+        known = _integer_kinds()
+        return tuple(Operator(name=name, kind=kind) for kind, name in _operators(self._content) if kind in known)
+
+    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+        """Run the samples and hand over all float tensors, apart from constants."""
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        with _quiet():
+            interpreter = Interpreter(
+                model_content=self._content,
+                experimental_preserve_all_tensors=True,
+                experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+                num_threads=1,
+            )
+            interpreter.allocate_tensors()
+        moving = _moving_tensors(self._content)
+        details = [detail for detail in interpreter.get_tensor_details() if detail["name"] in moving]
+        inputs = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}
+        for name in interpreter.get_signature_list():
+            named = interpreter.get_signature_runner(name).get_input_details()
+            inputs |= {key: detail["index"] for key, detail in named.items()}
+        for feeds in samples:
+            for key, array in feeds.items():
+                interpreter.set_tensor(inputs[key], array)
+            interpreter.invoke()
+            for detail in details:
+                take(detail["name"], interpreter.get_tensor(detail["index"]))
+
+    def quantise(self, ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
+        """Return the file with int8 activations and weights in all operators but those named."""
+        from ai_edge_quantizer import recipe
+
+        return self._written(recipe.static_wi8_ai8(), ranges, floats)
+
+    def dynamic(self) -> bytes:
+        """Return the file with integer weights, and products on values that are quantised as they come."""
+        from ai_edge_quantizer import recipe
+
+        return self._written(recipe.dynamic_wi8_afp32(), {}, frozenset())
+
+    def integer_weights(self) -> bytes:
+        """Return the file with int8 weights and float32 arithmetic."""
+        from ai_edge_quantizer import recipe
+
+        return self._written(recipe.weight_only_wi8_afp32(), {}, frozenset())
+
+    def half(self) -> bytes:
+        """Return the file with float16 weights and float32 arithmetic."""
+        from ai_edge_quantizer import qtyping, quantizer
+
+        made = quantizer.Quantizer(bytearray(self._content))
+        made.add_weight_only_config(
+            ".*", qtyping.TFLOperationName.ALL_SUPPORTED, 16, algorithm_key=quantizer.AlgorithmName.FLOAT_CASTING
+        )
+        with _quiet():
+            return bytes(made.quantize().quantized_model or b"")
+
+    def _written(self, entries: list[Any], ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
+        from ai_edge_quantizer import quantizer
+
+        made = quantizer.Quantizer(bytearray(self._content), entries)
+        _keep_float_(made, floats, self._io)
+        data = {name: _statistics(value) for name, value in ranges.items()}
+        with _quiet():
+            return bytes(made.quantize(data).quantized_model or b"")
+
+
+def _keep_float_(made: Any, floats: frozenset[str], io_type: Io) -> None:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    names = qtyping.TFLOperationName
+    for name in sorted(floats):
+        made.add_weight_only_config(f"^{re.escape(name)}(;|$)", names.ALL_SUPPORTED, 8)
+    if io_type == "float32":
+        for end in (names.INPUT, names.OUTPUT):
+            made.update_quantization_recipe(".*", end, None, quantizer.AlgorithmName.NO_QUANTIZE)
+
+
+def _integer_kinds() -> frozenset[str]:
+    """Return the kinds that the quantiser's static recipe takes, by TFLite's names for them."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import TFL_OP_CODE_TO_NAME
+
+    manager = RecipeManager()
+    manager.load_quantization_recipe(recipe.static_wi8_ai8())
+    never = quantizer.AlgorithmName.NO_QUANTIZE
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    return frozenset(
+        names[code]
+        for code, name in TFL_OP_CODE_TO_NAME.items()
+        if manager.get_quantization_configs(name, "any")[0] != never
+    )
+
+
+def _statistics(value: Interval) -> dict[str, np.ndarray]:
+    return {"min": np.array([value.low], np.float32), "max": np.array([value.high], np.float32)}
+
+
+def _with_own_names(content: bytes) -> bytes:
+    """Return the file with every result named after its operator and the operator's place: names are unique then."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    for graph in model.subgraphs:
+        fixed = {*graph.inputs, *graph.outputs}
+        for place, operator in enumerate(graph.operators):
+            for position, index in enumerate(operator.outputs):
+                if index not in fixed:
+                    suffix = f".{position}" if position else ""
+                    graph.tensors[index].name = f"{_kind(model, operator)}_{place}{suffix}".encode()
+        seen: set[bytes] = set()
+        for index, tensor in enumerate(graph.tensors):
+            if tensor.name in seen:
+                tensor.name = b"%s#%d" % (tensor.name, index)
+            seen.add(tensor.name)
+    builder = flatbuffers.Builder(len(content) + 4096)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _kind(model: Any, operator: Any) -> str:
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    code = model.operatorCodes[operator.opcodeIndex]
+    return str(names[max(code.builtinCode, code.deprecatedBuiltinCode)])
+
+
+def _operators(content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield kind and name, that of the first result, of every operator."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            yield _kind(model, operator), graph.tensors[operator.outputs[0]].name.decode()
+
+
+def _moving_tensors(content: bytes) -> set[str]:
+    """Return the names of the float tensors that change from sample to sample."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    names = set()
+    for graph in model.subgraphs:
+        made = {index for operator in graph.operators for index in operator.outputs} | set(graph.inputs)
+        names |= {
+            graph.tensors[index].name.decode()
+            for index in made
+            if graph.tensors[index].type == schema.TensorType.FLOAT32
+        }
+    return names
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantiser's prints, warnings and progress away, and turn what it raises into an error with a fix."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    except (ValueError, KeyError, RuntimeError) as error:
+        text = f"the AI Edge Quantizer failed: {type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        raise ExportError(text, fix="use --precision int8-weights, or fp16") from error
+    finally:
+        logging.disable(level)
