@@ -26,10 +26,13 @@ from edgeprune.quantise import Quantisation
 from edgeprune.values import PRECISIONS, Artifact, Check, Json, Notice, Precision
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from edgeprune.export.capture import Subject
     from edgeprune.export.opened import OpenArtifact
+    from edgeprune.export.precision import Lowered
+    from edgeprune.export.rewrite import Rewrite
 
 _PACKAGES = {".onnx": onnx_format.check_packages, ".tflite": tflite_format.check_packages}
 
@@ -133,6 +136,7 @@ def export(
 def _export(
     model: nn.Module, inputs: Sequence[Tensor], more: Sequence[tuple[Tensor, ...]], task: _Task, work: Path
 ) -> Exported:
+    from edgeprune.export.calibration import judged_on
     from edgeprune.export.capture import prepare
     from edgeprune.export.opened import describe
     from edgeprune.export.verify import checked_inputs
@@ -145,8 +149,12 @@ def _export(
         with _logged(target, log_path, log):
             float_file, notices = _float_file(subject, examples, task, made, log_path)
             if task.precision != "fp32":
-                facts, noticed = _lowered(subject, task, float_file, made)
-                notices += noticed
+                lowered = _lowered(subject, task, float_file, made, log_path)
+                made.write_bytes(lowered.content)
+                facts, notices = lowered.facts, (*notices, *lowered.notices)
+                if lowered.samples:
+                    examples, told = judged_on(lowered.samples, inputs, more, subject.inputs)
+                    notices += told
         opened, checks = _verified(subject, examples, task, made, task.precision)
     artifact = describe(target, opened, made.read_bytes())
     _put_in_place(made, target)
@@ -170,8 +178,11 @@ def _float_file(
     return made, notices
 
 
-def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path) -> tuple[Json | None, tuple[Notice, ...]]:
-    """Write a float32 file in another precision; return how it was chosen."""
+def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path, log_path: Path) -> Lowered:
+    """Return a float32 file in another precision."""
+    import torch
+
+    from edgeprune.export.equalise import asymmetric, rewrite_equalised, symmetric
     from edgeprune.export.precision import lower
     from edgeprune.export.record import read_record
 
@@ -181,36 +192,49 @@ def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path) -> tup
     source = made.with_name(f"float32{made.suffix}")
     if float_file != source:
         shutil.copyfile(float_file, source)
-    found = lower(
+
+    def equalised(samples: Sequence[Sequence[np.ndarray]]) -> Path:
+        rounded = asymmetric if made.suffix == ".onnx" else symmetric
+        tensors = [tuple(torch.from_numpy(array) for array in sample) for sample in samples]
+        other = made.with_name(f"equalised{made.suffix}")
+        _convert(subject, task, other, log_path, (rewrite_equalised(tensors, rounded),))
+        return other
+
+    return lower(
         source,
         record,
         subject,
         task.precision,
         calibration=task.calibration,
         settings=task.quantisation,
+        equalised=equalised,
         name=task.target.name,
     )
-    made.write_bytes(found.content)
-    return found.facts, found.notices
 
 
 def _verified(
     subject: Subject, examples: Sequence[Sequence[Tensor]], task: _Task, made: Path, precision: Precision
 ) -> tuple[OpenArtifact, tuple[Check, ...]]:
     """Open a file and compare it with the network; one that fails is left as TARGET.rejected."""
+    from edgeprune.export.difference import leave_verdict
+    from edgeprune.export.limits import limits_of
     from edgeprune.export.opened import open_artifact
     from edgeprune.export.verify import require, verify_artifact
 
     target = task.target
-    tolerance = task.tolerance if precision == "fp32" else 1.0
+    limits = limits_of(precision, task.tolerance, task.min_sqnr_db if precision != "fp32" else None)
+    opened: OpenArtifact | None = None
+    checks: tuple[Check, ...] = ()
     try:
         opened = open_artifact(made, name=str(target))
-        checks = verify_artifact(subject, opened, examples=examples, tolerance=tolerance, name=target.name)
+        checks = verify_artifact(subject, opened, examples=examples, limits=limits, name=target.name)
         require(checks)
     except (VerificationError, ResolveError) as error:
+        told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         rejected = target.with_name(f"{target.name}.rejected")
+        told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         os.replace(made, rejected)
-        message = error.message.replace(str(made), str(target))
+        message = error.message.replace(str(made), str(target)) + told
         raise VerificationError(message, fix=error.fix, where=str(rejected)) from error
     return opened, checks
 
@@ -231,17 +255,19 @@ def _logged(target: Path, log_path: Path, log: TextIO) -> Iterator[None]:
         raise
 
 
-def _convert(subject: Subject, task: _Task, made: Path, log: Path) -> tuple[Notice, ...]:
+def _convert(
+    subject: Subject, task: _Task, made: Path, log: Path, further: Sequence[Rewrite] = ()
+) -> tuple[Notice, ...]:
     """Write the file under its temporary name, with a free batch where that is asked for and possible."""
     from edgeprune.export.capture import capture
-    from edgeprune.export.rewrite import FOR_TFLITE
+    from edgeprune.export.rewrite import FOR_ALL, FOR_TFLITE
 
     free = task.dynamic_batch and task.target.suffix == ".onnx"
     reason = subject.reason
     if free and subject.batch is None:
         try:
             record = _record(subject, None, task)
-            onnx_format.convert_to_onnx(capture(subject, dynamic=True), record, made)
+            onnx_format.convert_to_onnx(capture(subject, dynamic=True, rewrites=(*FOR_ALL, *further)), record, made)
         except ExportError as error:
             reason = error.message
         else:
@@ -249,9 +275,9 @@ def _convert(subject: Subject, task: _Task, made: Path, log: Path) -> tuple[Noti
     batch = subject.batch or 1
     record = _record(subject, batch, task)
     if task.target.suffix == ".onnx":
-        onnx_format.convert_to_onnx(capture(subject, dynamic=False), record, made)
+        onnx_format.convert_to_onnx(capture(subject, dynamic=False, rewrites=(*FOR_ALL, *further)), record, made)
     else:
-        program = capture(subject, dynamic=False, rewrites=FOR_TFLITE)
+        program = capture(subject, dynamic=False, rewrites=(*FOR_TFLITE, *further))
         tflite_format.convert_to_tflite(program, record, made, timeout_s=task.timeout_s, log=log)
     if free or batch != 1:
         text = f"{task.target.name} takes batches of exactly {batch}: {reason}"
@@ -314,5 +340,5 @@ def _put_in_place(made: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-    for suffix in (".rejected", ".log"):
+    for suffix in (".rejected", ".log", ".verify.json"):
         target.with_name(target.name + suffix).unlink(missing_ok=True)

@@ -7,19 +7,22 @@ verify and does not choose the final name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprune.errors import ConfigError, VerificationError
-from edgeprune.export.calibration import Seen, check_seen, first_samples, samples_of
+from edgeprune.errors import ConfigError, ResolveError, VerificationError
+from edgeprune.export.calibration import Seen, check_seen, kept_samples, samples_of
 from edgeprune.export.opened import open_artifact
+from edgeprune.export.quality import sqnr_db
 from edgeprune.export.record import Record, with_record
-from edgeprune.export.verify import sqnr_db
-from edgeprune.quantise import Int8, OnnxFloat, Quantisation, TfliteFloat, choose, histograms
+from edgeprune.quantise import Int8, OnnxFloat, Quantisation, TfliteFloat, histograms, mixed, with_best_ranges
+from edgeprune.quantise.files import FloatFile, Without
+from edgeprune.quantise.ranges import Histogram, interval
+from edgeprune.quantise.search import unworkable
 from edgeprune.values import Json, Notice, Precision
 
 if TYPE_CHECKING:
@@ -27,16 +30,28 @@ if TYPE_CHECKING:
 
 # Candidates are compared on so many calibration samples.
 _MEASURED = 32
+_BIG_BYTES, _MEASURED_BIG = 2**24, 8
 _FEW = 32
 _WORST_DB = -200.0
+_KEPT_BYTES = 2**28
+Equalised = Callable[[Sequence[Sequence[np.ndarray]]], Path]
+
+
+def open_float(source: Path) -> OnnxFloat | TfliteFloat:
+    """Return a float32 file as something that can be watched and quantised."""
+    return (OnnxFloat if source.suffix == ".onnx" else TfliteFloat)(source.read_bytes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lowered:
-    """The content of a file in another precision, how it was made, and what the user should know."""
+    """The content of a file in another precision, how it was made, and what the user should know.
+
+    `samples` are calibration samples: where there are any, they are the inputs that the file is judged on.
+    """
 
     content: bytes = field(repr=False)
     facts: Json | None = None
+    samples: tuple[tuple[np.ndarray, ...], ...] = field(default=(), repr=False)
     notices: tuple[Notice, ...] = ()
 
 
@@ -48,6 +63,7 @@ def lower(
     *,
     calibration: Iterable[Any] | None,
     settings: Quantisation,
+    equalised: Equalised | None,
     name: str,
 ) -> Lowered:
     """Return a float32 file in another precision.
@@ -56,6 +72,7 @@ def lower(
         source: A verified float32 file; candidates are written beside it for a moment.
         record: What the new file shall say of itself.
         calibration: Batches of the network's inputs; only `int8` needs them.
+        equalised: Writes the float32 file of the equalised network, from samples to measure it on.
         name: What notices call the new file.
 
     Raises:
@@ -63,8 +80,9 @@ def lower(
         ModelError: They do not fit the network.
         ExportError: The quantiser failed.
     """
-    file = (OnnxFloat if source.suffix == ".onnx" else TfliteFloat)(source.read_bytes())
+    file = open_float(source)
     facts: Json | None = None
+    samples: tuple[tuple[np.ndarray, ...], ...] = ()
     notices: tuple[Notice, ...] = ()
     if precision == "fp16":
         content = file.half()
@@ -78,46 +96,88 @@ def lower(
                 "int8 needs calibration data: a hundred true inputs, prepared as in training",
                 fix="--calibration FILE.npz, or a workload with  def calibration_data(): ...",
             )
-        int8, notices = _int8(file, source, subject, calibration, settings, name)
+        int8, samples, notices = _int8(source, subject, calibration, settings, equalised, name)
         content, facts = int8.content, int8.as_dict()
-    return Lowered(content=with_record(content, source.suffix, record), facts=facts, notices=notices)
+    content = with_record(content, source.suffix, record)
+    return Lowered(content=content, facts=facts, samples=samples, notices=notices)
+
+
+@dataclass(slots=True)
+class _Candidates:
+    """The samples that candidates are measured on, and what the network says of them."""
+
+    samples: list[list[np.ndarray]]
+    expected: list[list[np.ndarray]]
+    path: Path
+
+    def opens(self, content: bytes) -> bool:
+        """Return whether the runtime opens a candidate."""
+        self.path.write_bytes(content)
+        try:
+            open_artifact(self.path)
+        except ResolveError:
+            return False
+        return True
+
+    def measure(self, content: bytes) -> float:
+        """Return the output SQNR of a candidate in dB."""
+        self.path.write_bytes(content)
+        return output_sqnr_db(self.path, self.samples, self.expected)
 
 
 def _int8(
-    file: OnnxFloat | TfliteFloat,
     source: Path,
     subject: Subject,
     calibration: Iterable[Any],
     settings: Quantisation,
+    equalised: Equalised | None,
     name: str,
-) -> tuple[Int8, tuple[Notice, ...]]:
+) -> tuple[Int8, tuple[tuple[np.ndarray, ...], ...], tuple[Notice, ...]]:
     seen, kept = Seen(), list[list[np.ndarray]]()
-    opened = open_artifact(source)
-    read = first_samples(samples_of(calibration, subject, settings.samples, seen), _MEASURED, kept)
-    counts = histograms(file, map(opened.feeds, read), settings.on_progress, settings.samples)
+    read = kept_samples(samples_of(calibration, subject, settings.samples, seen), _KEPT_BYTES, kept)
+    plain = open_float(source)
+    counts = histograms(plain, map(open_artifact(source).feeds, read), settings.on_progress, settings.samples)
     check_seen(seen, subject.inputs)
-    expected = [subject.run(sample) for sample in kept]
-    candidate = source.with_name(f"candidate{source.suffix}")
+    few = kept[: _MEASURED if source.stat().st_size < _BIG_BYTES else _MEASURED_BIG]
+    measured = _Candidates(few, [subject.run(sample) for sample in few], source.with_name(f"candidate{source.suffix}"))
+    file, whole = _whole(plain, counts, measured, settings)
+    if equalised is not None and _WORST_DB < whole.sqnr_db < settings.equalise_db:
+        other_source = equalised(kept)
+        other_plain, feeds = open_float(other_source), map(open_artifact(other_source).feeds, kept)
+        other_counts = histograms(other_plain, feeds, settings.on_progress, len(kept))
+        other_file, other = _whole(other_plain, other_counts, measured, settings)
+        methods = whole.methods | {f"{method}, equalised": value for method, value in other.methods.items()}
+        if other.sqnr_db > whole.sqnr_db:
+            file, whole = other_file, replace(other, equalised=True)
+        whole = replace(whole, methods=methods)
 
-    def measure(content: bytes) -> float:
-        candidate.write_bytes(content)
-        return output_sqnr_db(candidate, kept, expected)
+    def accept(sqnr: float, content: bytes) -> bool:
+        if sqnr < settings.wanted_db or settings.accept is None:
+            return sqnr >= settings.wanted_db
+        measured.path.write_bytes(content)
+        return settings.accept(measured.path)
 
-    def accept(content: bytes) -> bool:
-        candidate.write_bytes(content)
-        return settings.accept is None or settings.accept(candidate)
+    if not accept(whole.sqnr_db, whole.content):
+        whole = mixed(file, whole, measured.measure, accept, settings.on_progress)
+    unwritten = {operator.kind for operator in plain.operators() if operator.name in file.never}
+    return whole, tuple(tuple(sample) for sample in few), tuple(_notices(whole, seen, unwritten, name))
 
-    found = choose(
+
+def _whole(
+    plain: FloatFile, counts: Mapping[str, Histogram], measured: _Candidates, settings: Quantisation
+) -> tuple[Without, Int8]:
+    """Return the int8 file with every operator on integers that can be, and the float file without the others."""
+    ranges = {tensor: interval(counted, "minmax") for tensor, counted in counts.items()}
+    file = Without(plain, unworkable(plain, ranges, measured.opens))
+    found = with_best_ranges(
         file,
         counts,
-        measure,
+        measured.measure,
         methods=settings.methods,
         percentile=settings.percentile,
-        wanted_db=settings.wanted_db,
-        accept=accept,
         on_progress=settings.on_progress,
     )
-    return found, tuple(_notices(found, seen, settings, name))
+    return file, found
 
 
 def output_sqnr_db(
@@ -127,7 +187,7 @@ def output_sqnr_db(
     try:
         opened = open_artifact(path)
         found = [opened.run(sample) for sample in samples]
-    except VerificationError:
+    except (ResolveError, VerificationError):  # the quantiser wrote what the runtime cannot open or run
         return _WORST_DB
     worst = math.inf
     for position, first in enumerate(expected[0]):
@@ -138,8 +198,11 @@ def output_sqnr_db(
     return worst if math.isfinite(worst) else -_WORST_DB
 
 
-def _notices(found: Int8, seen: Seen, settings: Quantisation, name: str) -> list[Notice]:
+def _notices(found: Int8, seen: Seen, unwritten: set[str], name: str) -> list[Notice]:
     notices = []
+    if unwritten:
+        text = f"{name}: {', '.join(sorted(unwritten))} stay in float32: the quantiser cannot write them"
+        notices.append(Notice(code="unwritten", text=text))
     if found.kept:
         floats = sum(len(part.operators) for part in found.ranking[: found.kept])
         kinds = list(dict.fromkeys(part.kind for part in found.ranking[: found.kept]))

@@ -7,20 +7,23 @@ bisection, on the real file. Knows neither formats nor runtimes: a `FloatFile` w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edgeprune.errors import ModelError
+from edgeprune.errors import ExportError, ModelError
 from edgeprune.quantise.files import Feeds, FloatFile, Operator
-from edgeprune.quantise.ranges import METHODS, Histogram, Interval, Method, interval
+from edgeprune.quantise.ranges import Histogram, Interval, Method, interval
 from edgeprune.values import Json
 
+_LOG = logging.getLogger(__name__)
 Measure = Callable[[bytes], float]
 Progress = Callable[[str, int, int], None]
+Accept = Callable[[float, bytes], bool]
 Ranges = Mapping[str, Interval]
-MOST_PARTS = 32
+MOST_PARTS, BIG_BYTES, MOST_PARTS_OF_BIG = 32, 2**24, 12
 # A part whose error is smaller than this share of the whole is not looked into.
 _WORTH_SPLITTING = 0.02
 
@@ -45,23 +48,26 @@ class Part:
 class Int8:
     """An int8 file and how it was chosen.
 
-    `methods` has the output SQNR in dB of every way to choose ranges that was tried. `ranking` lists the parts, the
-    dearest first, where any had to stay in float32; the first `kept` of them did.
+    `methods` has the output SQNR in dB of every way to choose ranges that was tried, and `equalised` whether the file
+    comes from the equalised network. `ranking` lists the parts, the dearest first, where any had to stay in float32;
+    the first `kept` of them did.
     """
 
     content: bytes = field(repr=False)
+    ranges: Mapping[str, Interval] = field(repr=False)
     method: Method
-    methods: dict[Method, float]
+    methods: dict[str, float]
     sqnr_db: float
+    equalised: bool = False
     ranking: tuple[Part, ...] = ()
     kept: int = 0
-    accepted: bool = True
 
     def as_dict(self) -> Json:
         return {
             "method": self.method,
             "methods": dict(self.methods),
             "sqnr_db": self.sqnr_db,
+            "equalised": self.equalised,
             "ranking": [part.as_dict() for part in self.ranking],
             "kept": self.kept,
             "floats": sorted(name for part in self.ranking[: self.kept] for name in part.operators),
@@ -91,49 +97,63 @@ def histograms(file: FloatFile, samples: Iterable[Feeds], on_progress: Progress,
     return found
 
 
-def choose(
+def with_best_ranges(
     file: FloatFile,
     counts: Mapping[str, Histogram],
     measure: Measure,
     *,
-    methods: Sequence[Method] = METHODS,
-    percentile: float = 99.99,
-    wanted_db: float,
-    accept: Callable[[bytes], bool] | None = None,
+    methods: Sequence[Method],
+    percentile: float,
     on_progress: Progress,
 ) -> Int8:
-    """Return the int8 form of a file with the best ranges, and with as many operators on integers as are allowed.
+    """Return a file with all operators on integers, with the ranges whose output is nearest to the network's.
 
     Args:
         counts: From `histograms`.
         measure: The output SQNR in dB of a file's content.
-        wanted_db: Operators stay in float32 until this SQNR is reached.
-        accept: A further condition, such as the drop of a metric.
     """
-    ways: dict[Method, Ranges] = {}
-    found: dict[Method, float] = {}
-    best: tuple[float, Method, bytes] | None = None
+    found: dict[str, float] = {}
+    best: Int8 | None = None
     for done, method in enumerate(methods, 1):
-        ways[method] = {name: interval(counted, method, percentile) for name, counted in counts.items()}
-        content = file.quantise(ways[method], frozenset())
+        ranges = {name: interval(counted, method, percentile) for name, counted in counts.items()}
+        content = file.quantise(ranges, frozenset())
         found[method] = measure(content)
-        if best is None or found[method] > best[0]:
-            best = (found[method], method, content)
+        if best is None or found[method] > best.sqnr_db:
+            best = Int8(content=content, ranges=ranges, method=method, methods=found, sqnr_db=found[method])
         on_progress("choosing ranges", done, len(methods))
     assert best is not None
-    sqnr, method, content = best
-    whole = Int8(content=content, method=method, methods=found, sqnr_db=sqnr)
-    if _fits(sqnr, content, wanted_db, accept):
-        return whole
-    ranking = rank(file, ways[method], measure, on_progress)
-    return _mixed(file, ways[method], whole, ranking, measure, wanted_db, accept, on_progress)
+    return best
+
+
+def unworkable(file: FloatFile, ranges: Ranges, works: Callable[[bytes], bool]) -> frozenset[str]:
+    """Return the operators that the format's quantiser cannot write, or writes so that no runtime opens the file.
+
+    Args:
+        works: Whether a runtime opens a file of this content.
+    """
+    operators = file.operators()
+    every = frozenset(operator.name for operator in operators)
+
+    def good(names: frozenset[str]) -> bool:
+        try:
+            return works(file.quantise(ranges, every - names))
+        except ExportError as error:
+            _LOG.info("without %d operators: %s", len(every - names), error)
+            return False
+
+    if good(every):
+        return frozenset()
+    bad = [part for part in _by_kind(operators) if not good(part.operators)]
+    return frozenset(name for part in bad for name in part.operators if not good(frozenset([name])))
 
 
 def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progress) -> tuple[Part, ...]:
     """Return the parts of a file, the dearest first: kinds of operators, single ones where a kind costs much."""
     operators = file.operators()
     every = frozenset(operator.name for operator in operators)
-    floor = _noise(measure(file.quantise(ranges, every)))
+    floats = file.quantise(ranges, every)
+    floor = _noise(measure(floats))
+    most = MOST_PARTS if len(floats) < BIG_BYTES else MOST_PARTS_OF_BIG
 
     def alone(part: Part) -> Part:
         noise = _noise(measure(file.quantise(ranges, every - part.operators)))
@@ -146,7 +166,7 @@ def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progres
         on_progress("ranking kinds of operators", done, len(groups))
     total = sum(part.noise for part in kinds)
     dear = [part for part in kinds if len(part.operators) > 1 and part.noise > _WORTH_SPLITTING * total]
-    pieces = [piece for part in dear for piece in _pieces(part, operators)]
+    pieces = [piece for part in dear for piece in _pieces(part, operators, most)]
     single = []
     for done, piece in enumerate(pieces, 1):
         single.append(alone(piece))
@@ -155,50 +175,37 @@ def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progres
     return tuple(sorted(parts, key=lambda part: -part.noise))
 
 
-def _mixed(
-    file: FloatFile,
-    ranges: Ranges,
-    whole: Int8,
-    ranking: tuple[Part, ...],
-    measure: Measure,
-    wanted_db: float,
-    accept: Callable[[bytes], bool] | None,
-    on_progress: Progress,
-) -> Int8:
-    """Return the file that keeps the fewest of the dearest parts in float32, by bisection."""
+def mixed(file: FloatFile, whole: Int8, measure: Measure, accept: Accept, on_progress: Progress) -> Int8:
+    """Return the file that keeps the fewest of the dearest parts in float32 and is accepted, found by bisection.
 
-    def made(kept: int) -> tuple[bytes, float, bool]:
+    Where even the file with all of them in float32 is not accepted, that one is returned.
+
+    Args:
+        whole: The file with all operators on integers.
+        accept: Whether a file of this SQNR, with this content, is good enough.
+    """
+    ranking = rank(file, whole.ranges, measure, on_progress)
+
+    def made(kept: int) -> Int8:
         floats = frozenset(name for part in ranking[:kept] for name in part.operators)
-        content = file.quantise(ranges, floats)
-        sqnr = measure(content)
-        return content, sqnr, _fits(sqnr, content, wanted_db, accept)
+        content = file.quantise(whole.ranges, floats)
+        return replace(whole, content=content, sqnr_db=measure(content), ranking=ranking, kept=kept)
 
     low, high = 0, len(ranking)
     steps = max(high.bit_length(), 1)
     best = made(high)
-    on_progress("mixing precisions", 1, steps + 1)
-    if best[2]:
-        for step in range(steps):
-            if high - low <= 1:
-                break
-            middle = (low + high) // 2
-            found = made(middle)
-            low, high, best = (low, middle, found) if found[2] else (middle, high, best)
-            on_progress("mixing precisions", step + 2, steps + 1)
-    content, sqnr, accepted = best
-    return Int8(
-        content=content,
-        method=whole.method,
-        methods=whole.methods,
-        sqnr_db=sqnr,
-        ranking=ranking,
-        kept=high,
-        accepted=accepted,
-    )
-
-
-def _fits(sqnr: float, content: bytes, wanted_db: float, accept: Callable[[bytes], bool] | None) -> bool:
-    return sqnr >= wanted_db and (accept is None or accept(content))
+    if not accept(best.sqnr_db, best.content):
+        return best
+    for step in range(1, steps + 1):
+        on_progress("mixing precisions", step, steps)
+        if high - low <= 1:
+            break
+        found = made((low + high) // 2)
+        if accept(found.sqnr_db, found.content):
+            high, best = found.kept, found
+        else:
+            low = found.kept
+    return best
 
 
 def _noise(sqnr_db: float) -> float:
@@ -212,10 +219,10 @@ def _by_kind(operators: Sequence[Operator]) -> list[Part]:
     return [Part(name=kind, kind=kind, operators=frozenset(names), noise=0.0) for kind, names in kinds.items()]
 
 
-def _pieces(part: Part, operators: Sequence[Operator]) -> list[Part]:
+def _pieces(part: Part, operators: Sequence[Operator], most: int) -> list[Part]:
     """Return a part's operators one by one, or in runs of neighbours where there are too many."""
     names = [operator.name for operator in operators if operator.name in part.operators]
-    size = -(-len(names) // MOST_PARTS)
+    size = -(-len(names) // most)
     runs = [names[start : start + size] for start in range(0, len(names), size)]
     return [
         Part(
