@@ -138,11 +138,11 @@ def inspect(console: Console, network: str | None, overrides: tuple[str, ...], *
     from edgeprune.report.commands import artifact_text, inspect_text
 
     if network is not None and network.endswith((".onnx", ".tflite")):
-        from edgeprune.pipeline.measuring import open_artifact
+        from edgeprune.pipeline.measuring import inspect_artifact
 
         with console.work():
-            found = {"artifact": open_artifact(Path(network)).as_dict()}
-        console.show(artifact_text(found["artifact"]), found)
+            found = inspect_artifact(Path(network))
+        console.show(artifact_text(found, width()), found)
         return
     config = _settings(overrides, {"workload": network, **values})
     from edgeprune.pipeline import steps
@@ -367,6 +367,32 @@ def report(console: Console, runs: tuple[str, ...], output: str) -> None:
     with console.work():
         done = measuring.report(runs, Path(output))
     console.show(f"wrote {done['report']} over {len(runs)} run{'' if len(runs) == 1 else 's'}", done)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True)
+@output_option("Zip to write.  [default: model.zip]")
+@_setting("--baseline", is_flag=True, help="Pack the dense files of the run, too.")
+@_setting("--labels", metavar="FILE", help="Names of the classes, one a line.  [default: labels() of the workload]")
+@_setting(
+    "--preprocessing", metavar="FILE", help="TOML with mean, std, ...  [default: preprocessing() of the workload]"
+)
+@_setting("--workload", metavar="WORKLOAD", help="For single files: what they were exported from, for true samples.")
+@_setting("--trust-pickle", is_flag=True, help="Allow pickled code in files you made yourself.")
+@console_options
+def package(console: Console, sources: tuple[str, ...], output: str | None, **values: Any) -> None:
+    """Pack a finished run, or files of one network, with a script that runs them on a device.
+
+    SOURCES: a run directory, or .onnx and .tflite files.
+    """
+    from edgeprune.report.commands import package_text
+
+    with console.work():
+        from edgeprune.pipeline import packaging
+
+        wishes = packaging.Wishes(output=Path(output or "model.zip"), **values)
+        done = packaging.package(sources, wishes, listen=console.listen)
+    console.show(package_text(done), done)
 
 
 @cli.command()

@@ -19,7 +19,7 @@ from edgeprune.pipeline.digests import code_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.gradual import gradual_settings, pruned_weights, recipe_of
-from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
+from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of, true_samples
 from edgeprune.pipeline.prepare import align_of, check_format_packages, check_functions, check_settings
 from edgeprune.pipeline.quantising import calibration_batches, quantisation
@@ -79,15 +79,6 @@ def inspect(config: RunConfig) -> Json:
         "groups": groups,
         "blocks": [row | {"macs_share": macs_of(graph, row["name"])} for row in blocks],
     }
-
-
-def inspect_artifact(path: Path) -> Json:
-    """Return what an `.onnx` or `.tflite` file says of itself.
-
-    Raises:
-        ResolveError: The file cannot be read.
-    """
-    return {"artifact": open_artifact(path).as_dict()}
 
 
 def _check_at_once(config: RunConfig) -> None:
