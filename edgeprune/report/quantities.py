@@ -180,6 +180,13 @@ def difference(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.1e}"
 
 
+def decibels(value: float | None) -> str:
+    """Return a ratio such as `38.4 dB`, or a dash; beyond 199 dB nothing differs."""
+    if value is None:
+        return "-"
+    return "exact" if value >= 200 else f"{value:.1f} dB"
+
+
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tflite": "TFLite"}
 
 
