@@ -317,8 +317,9 @@ class QuantiseConfig(Section):
 
     Unset, the workload's `calibration_data` is read, or else `train_data`, at most `samples` of them. `methods` are the
     ways to choose the range of a tensor that are tried: the one with the best output is taken. `percentile` is the
-    share of values that the method of this name covers. Operators stay in float32 until the output reaches
-    `wanted_db` of signal-to-quantisation-noise ratio.
+    share of values that the method of this name covers. Where the output has less than `equalise_db` of
+    signal-to-quantisation-noise ratio, equalised channels and corrected biases are tried too. Operators stay in
+    float32 until the output reaches `wanted_db`.
     """
 
     calibration: str | None = None
@@ -327,6 +328,7 @@ class QuantiseConfig(Section):
         ("minmax", "percentile", "entropy", "mse"), min_length=1
     )
     percentile: float = Field(99.99, gt=50, le=100)
+    equalise_db: float = Field(30.0, ge=0, allow_inf_nan=False)
     wanted_db: float = Field(20.0, ge=0, allow_inf_nan=False)
 
 

@@ -26,10 +26,12 @@ from edgeprune.quantise import Quantisation
 from edgeprune.values import PRECISIONS, Artifact, Check, Json, Notice, Precision
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from edgeprune.export.capture import Subject
     from edgeprune.export.opened import OpenArtifact
+    from edgeprune.export.rewrite import Rewrite
 
 _PACKAGES = {".onnx": onnx_format.check_packages, ".tflite": tflite_format.check_packages}
 
@@ -145,7 +147,7 @@ def _export(
         with _logged(target, log_path, log):
             float_file, notices = _float_file(subject, examples, task, made, log_path)
             if task.precision != "fp32":
-                facts, noticed = _lowered(subject, task, float_file, made)
+                facts, noticed = _lowered(subject, task, float_file, made, log_path)
                 notices += noticed
         opened, checks = _verified(subject, examples, task, made, task.precision)
     artifact = describe(target, opened, made.read_bytes())
@@ -170,8 +172,13 @@ def _float_file(
     return made, notices
 
 
-def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path) -> tuple[Json | None, tuple[Notice, ...]]:
+def _lowered(
+    subject: Subject, task: _Task, float_file: Path, made: Path, log_path: Path
+) -> tuple[Json | None, tuple[Notice, ...]]:
     """Write a float32 file in another precision; return how it was chosen."""
+    import torch
+
+    from edgeprune.export.equalise import asymmetric, rewrite_equalised, symmetric
     from edgeprune.export.precision import lower
     from edgeprune.export.record import read_record
 
@@ -181,6 +188,14 @@ def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path) -> tup
     source = made.with_name(f"float32{made.suffix}")
     if float_file != source:
         shutil.copyfile(float_file, source)
+
+    def equalised(samples: Sequence[Sequence[np.ndarray]]) -> Path:
+        rounded = asymmetric if made.suffix == ".onnx" else symmetric
+        tensors = [tuple(torch.from_numpy(array) for array in sample) for sample in samples]
+        other = made.with_name(f"equalised{made.suffix}")
+        _convert(subject, task, other, log_path, (rewrite_equalised(tensors, rounded),))
+        return other
+
     found = lower(
         source,
         record,
@@ -188,6 +203,7 @@ def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path) -> tup
         task.precision,
         calibration=task.calibration,
         settings=task.quantisation,
+        equalised=equalised,
         name=task.target.name,
     )
     made.write_bytes(found.content)
@@ -231,17 +247,19 @@ def _logged(target: Path, log_path: Path, log: TextIO) -> Iterator[None]:
         raise
 
 
-def _convert(subject: Subject, task: _Task, made: Path, log: Path) -> tuple[Notice, ...]:
+def _convert(
+    subject: Subject, task: _Task, made: Path, log: Path, further: Sequence[Rewrite] = ()
+) -> tuple[Notice, ...]:
     """Write the file under its temporary name, with a free batch where that is asked for and possible."""
     from edgeprune.export.capture import capture
-    from edgeprune.export.rewrite import FOR_TFLITE
+    from edgeprune.export.rewrite import FOR_ALL, FOR_TFLITE
 
     free = task.dynamic_batch and task.target.suffix == ".onnx"
     reason = subject.reason
     if free and subject.batch is None:
         try:
             record = _record(subject, None, task)
-            onnx_format.convert_to_onnx(capture(subject, dynamic=True), record, made)
+            onnx_format.convert_to_onnx(capture(subject, dynamic=True, rewrites=(*FOR_ALL, *further)), record, made)
         except ExportError as error:
             reason = error.message
         else:
@@ -249,9 +267,9 @@ def _convert(subject: Subject, task: _Task, made: Path, log: Path) -> tuple[Noti
     batch = subject.batch or 1
     record = _record(subject, batch, task)
     if task.target.suffix == ".onnx":
-        onnx_format.convert_to_onnx(capture(subject, dynamic=False), record, made)
+        onnx_format.convert_to_onnx(capture(subject, dynamic=False, rewrites=(*FOR_ALL, *further)), record, made)
     else:
-        program = capture(subject, dynamic=False, rewrites=FOR_TFLITE)
+        program = capture(subject, dynamic=False, rewrites=(*FOR_TFLITE, *further))
         tflite_format.convert_to_tflite(program, record, made, timeout_s=task.timeout_s, log=log)
     if free or batch != 1:
         text = f"{task.target.name} takes batches of exactly {batch}: {reason}"

@@ -57,12 +57,14 @@ def samples_of(batches: Iterable[Any], subject: Subject, limit: int, seen: Seen)
                 return
 
 
-def first_samples(
-    source: Iterable[list[np.ndarray]], count: int, kept: list[list[np.ndarray]]
+def kept_samples(
+    source: Iterable[list[np.ndarray]], limit_bytes: int, kept: list[list[np.ndarray]]
 ) -> Iterator[list[np.ndarray]]:
-    """Pass samples on, and keep the first of them in a list."""
+    """Pass samples on, and keep as many of the first of them in a list as fit into a limit, at least one."""
+    size = 0
     for sample in source:
-        if len(kept) < count:
+        size += sum(array.nbytes for array in sample)
+        if size <= limit_bytes or not kept:
             kept.append([np.array(array) for array in sample])
         yield sample
 

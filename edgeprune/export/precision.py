@@ -7,19 +7,21 @@ verify and does not choose the final name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprune.errors import ConfigError, VerificationError
-from edgeprune.export.calibration import Seen, check_seen, first_samples, samples_of
+from edgeprune.errors import ConfigError, ResolveError, VerificationError
+from edgeprune.export.calibration import Seen, check_seen, kept_samples, samples_of
 from edgeprune.export.opened import open_artifact
 from edgeprune.export.record import Record, with_record
 from edgeprune.export.verify import sqnr_db
-from edgeprune.quantise import Int8, OnnxFloat, Quantisation, TfliteFloat, choose, histograms
+from edgeprune.quantise import Int8, OnnxFloat, Quantisation, TfliteFloat, histograms, mixed, with_best_ranges
+from edgeprune.quantise.files import FloatFile
+from edgeprune.quantise.ranges import Histogram
 from edgeprune.values import Json, Notice, Precision
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
 _MEASURED = 32
 _FEW = 32
 _WORST_DB = -200.0
+_KEPT_BYTES = 2**28
+Equalised = Callable[[Sequence[Sequence[np.ndarray]]], Path]
+
+
+def open_float(source: Path) -> OnnxFloat | TfliteFloat:
+    """Return a float32 file as something that can be watched and quantised."""
+    return (OnnxFloat if source.suffix == ".onnx" else TfliteFloat)(source.read_bytes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,7 @@ def lower(
     *,
     calibration: Iterable[Any] | None,
     settings: Quantisation,
+    equalised: Equalised | None,
     name: str,
 ) -> Lowered:
     """Return a float32 file in another precision.
@@ -56,6 +66,7 @@ def lower(
         source: A verified float32 file; candidates are written beside it for a moment.
         record: What the new file shall say of itself.
         calibration: Batches of the network's inputs; only `int8` needs them.
+        equalised: Writes the float32 file of the equalised network, from samples to measure it on.
         name: What notices call the new file.
 
     Raises:
@@ -63,7 +74,7 @@ def lower(
         ModelError: They do not fit the network.
         ExportError: The quantiser failed.
     """
-    file = (OnnxFloat if source.suffix == ".onnx" else TfliteFloat)(source.read_bytes())
+    file = open_float(source)
     facts: Json | None = None
     notices: tuple[Notice, ...] = ()
     if precision == "fp16":
@@ -78,46 +89,71 @@ def lower(
                 "int8 needs calibration data: a hundred true inputs, prepared as in training",
                 fix="--calibration FILE.npz, or a workload with  def calibration_data(): ...",
             )
-        int8, notices = _int8(file, source, subject, calibration, settings, name)
+        int8, notices = _int8(source, subject, calibration, settings, equalised, name)
         content, facts = int8.content, int8.as_dict()
     return Lowered(content=with_record(content, source.suffix, record), facts=facts, notices=notices)
 
 
+@dataclass(slots=True)
+class _Candidates:
+    """The samples that candidates are measured on, and what the network says of them."""
+
+    samples: list[list[np.ndarray]]
+    expected: list[list[np.ndarray]]
+    path: Path
+
+    def measure(self, content: bytes) -> float:
+        """Return the output SQNR of a candidate in dB."""
+        self.path.write_bytes(content)
+        return output_sqnr_db(self.path, self.samples, self.expected)
+
+
 def _int8(
-    file: OnnxFloat | TfliteFloat,
     source: Path,
     subject: Subject,
     calibration: Iterable[Any],
     settings: Quantisation,
+    equalised: Equalised | None,
     name: str,
 ) -> tuple[Int8, tuple[Notice, ...]]:
     seen, kept = Seen(), list[list[np.ndarray]]()
-    opened = open_artifact(source)
-    read = first_samples(samples_of(calibration, subject, settings.samples, seen), _MEASURED, kept)
-    counts = histograms(file, map(opened.feeds, read), settings.on_progress, settings.samples)
+    read = kept_samples(samples_of(calibration, subject, settings.samples, seen), _KEPT_BYTES, kept)
+    file, whole, measured = open_float(source), None, None
+    counts = histograms(file, map(open_artifact(source).feeds, read), settings.on_progress, settings.samples)
     check_seen(seen, subject.inputs)
-    expected = [subject.run(sample) for sample in kept]
-    candidate = source.with_name(f"candidate{source.suffix}")
+    few = kept[:_MEASURED]
+    measured = _Candidates(few, [subject.run(sample) for sample in few], source.with_name(f"candidate{source.suffix}"))
 
-    def measure(content: bytes) -> float:
-        candidate.write_bytes(content)
-        return output_sqnr_db(candidate, kept, expected)
+    def best(file: FloatFile, counts: Mapping[str, Histogram]) -> Int8:
+        return with_best_ranges(
+            file,
+            counts,
+            measured.measure,
+            methods=settings.methods,
+            percentile=settings.percentile,
+            on_progress=settings.on_progress,
+        )
 
-    def accept(content: bytes) -> bool:
-        candidate.write_bytes(content)
-        return settings.accept is None or settings.accept(candidate)
+    whole = best(file, counts)
+    if equalised is not None and whole.sqnr_db < settings.equalise_db:
+        other_source = equalised(kept)
+        other_file = open_float(other_source)
+        feeds = map(open_artifact(other_source).feeds, kept)
+        other = best(other_file, histograms(other_file, feeds, settings.on_progress, len(kept)))
+        methods = whole.methods | {f"{method}, equalised": value for method, value in other.methods.items()}
+        if other.sqnr_db > whole.sqnr_db:
+            file, whole = other_file, replace(other, equalised=True)
+        whole = replace(whole, methods=methods)
 
-    found = choose(
-        file,
-        counts,
-        measure,
-        methods=settings.methods,
-        percentile=settings.percentile,
-        wanted_db=settings.wanted_db,
-        accept=accept,
-        on_progress=settings.on_progress,
-    )
-    return found, tuple(_notices(found, seen, settings, name))
+    def accept(sqnr: float, content: bytes) -> bool:
+        if sqnr < settings.wanted_db or settings.accept is None:
+            return sqnr >= settings.wanted_db
+        measured.path.write_bytes(content)
+        return settings.accept(measured.path)
+
+    if not accept(whole.sqnr_db, whole.content):
+        whole = mixed(file, whole, measured.measure, accept, settings.on_progress)
+    return whole, tuple(_notices(whole, seen, name))
 
 
 def output_sqnr_db(
@@ -127,7 +163,7 @@ def output_sqnr_db(
     try:
         opened = open_artifact(path)
         found = [opened.run(sample) for sample in samples]
-    except VerificationError:
+    except (ResolveError, VerificationError):  # the quantiser wrote what the runtime cannot open or run
         return _WORST_DB
     worst = math.inf
     for position, first in enumerate(expected[0]):
@@ -138,7 +174,7 @@ def output_sqnr_db(
     return worst if math.isfinite(worst) else -_WORST_DB
 
 
-def _notices(found: Int8, seen: Seen, settings: Quantisation, name: str) -> list[Notice]:
+def _notices(found: Int8, seen: Seen, name: str) -> list[Notice]:
     notices = []
     if found.kept:
         floats = sum(len(part.operators) for part in found.ranking[: found.kept])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import ResolveError
+from edgeprune.quantise.flatbuffer import packed, unpacked
 from edgeprune.values import Json, Precision, TensorSpec
 from edgeprune.version import VERSION
 
@@ -102,11 +103,10 @@ def with_record(content: bytes, suffix: str, record: Record) -> bytes:
 
 def add_to_tflite(content: bytes, record: Record) -> bytes:
     """Return a TFLite file with the record added, and slices written with their full sizes."""
-    import flatbuffers
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    model = unpacked(content)
     _spell_out_slices_(model, schema)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(record.as_text().encode(), dtype=np.uint8)
@@ -115,9 +115,7 @@ def add_to_tflite(content: bytes, record: Record) -> bytes:
     entry.buffer = len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [item for item in model.metadata or [] if item.name != KEY.encode()] + [entry]
-    builder = flatbuffers.Builder(len(content) + len(buffer.data) + 4096)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return packed(model)
 
 
 def _spell_out_slices_(model: Any, schema: Any) -> None:

@@ -102,6 +102,7 @@ def quantisation(
         methods=config.methods,
         percentile=config.percentile,
         samples=config.samples,
+        equalise_db=config.equalise_db,
         wanted_db=config.wanted_db,
         accept=accept,
         on_progress=progress,

@@ -1,7 +1,8 @@
 """Files with fewer bits: float16 and int8 forms of the float32 files that `export` verified.
 
     counts = histograms(file, samples, on_progress, total)      # what every tensor's values were
-    int8 = choose(file, counts, measure, wanted_db=20, ...)     # ranges, and operators that stay in float32
+    whole = with_best_ranges(file, counts, measure, ...)        # all operators on integers
+    int8 = mixed(file, whole, measure, accept, on_progress)     # what costs most stays in float32
 
 Names are resolved on first use, so importing this package imports no runtime.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeprune.quantise.onnx import OnnxFloat
     from edgeprune.quantise.options import Quantisation
-    from edgeprune.quantise.search import Int8, choose, histograms
+    from edgeprune.quantise.search import Int8, histograms, mixed, with_best_ranges
     from edgeprune.quantise.tflite import TfliteFloat
 
 _HOMES = {
@@ -22,11 +23,12 @@ _HOMES = {
     "OnnxFloat": "onnx",
     "Quantisation": "options",
     "TfliteFloat": "tflite",
-    "choose": "search",
     "histograms": "search",
+    "mixed": "search",
+    "with_best_ranges": "search",
 }
 
-__all__ = ["Int8", "OnnxFloat", "Quantisation", "TfliteFloat", "choose", "histograms"]
+__all__ = ["Int8", "OnnxFloat", "Quantisation", "TfliteFloat", "histograms", "mixed", "with_best_ranges"]
 
 
 def __getattr__(name: str) -> Any:

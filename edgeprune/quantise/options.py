@@ -19,6 +19,7 @@ class Quantisation:
     """How a file gets int8 activations. Also the other precisions take `on_progress` from here.
 
     `methods` are the ways to choose ranges that are tried. `samples` bounds how many calibration samples are read.
+    A file below `equalise_db` is also tried with equalised channels and corrected biases.
     Operators stay in float32 until the output has `wanted_db` of SQNR and `accept`, called with a candidate file,
     agrees.
     """
@@ -27,5 +28,6 @@ class Quantisation:
     percentile: float = 99.99
     samples: int = 128
     wanted_db: float = 20.0
+    equalise_db: float = 30.0
     accept: Callable[[Path], bool] | None = None
     on_progress: Progress = _no_progress

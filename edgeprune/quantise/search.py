@@ -8,17 +8,18 @@ bisection, on the real file. Knows neither formats nor runtimes: a `FloatFile` w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from edgeprune.errors import ModelError
 from edgeprune.quantise.files import Feeds, FloatFile, Operator
-from edgeprune.quantise.ranges import METHODS, Histogram, Interval, Method, interval
+from edgeprune.quantise.ranges import Histogram, Interval, Method, interval
 from edgeprune.values import Json
 
 Measure = Callable[[bytes], float]
 Progress = Callable[[str, int, int], None]
+Accept = Callable[[float, bytes], bool]
 Ranges = Mapping[str, Interval]
 MOST_PARTS = 32
 # A part whose error is smaller than this share of the whole is not looked into.
@@ -45,23 +46,26 @@ class Part:
 class Int8:
     """An int8 file and how it was chosen.
 
-    `methods` has the output SQNR in dB of every way to choose ranges that was tried. `ranking` lists the parts, the
-    dearest first, where any had to stay in float32; the first `kept` of them did.
+    `methods` has the output SQNR in dB of every way to choose ranges that was tried, and `equalised` whether the file
+    comes from the equalised network. `ranking` lists the parts, the dearest first, where any had to stay in float32;
+    the first `kept` of them did.
     """
 
     content: bytes = field(repr=False)
+    ranges: Mapping[str, Interval] = field(repr=False)
     method: Method
-    methods: dict[Method, float]
+    methods: dict[str, float]
     sqnr_db: float
+    equalised: bool = False
     ranking: tuple[Part, ...] = ()
     kept: int = 0
-    accepted: bool = True
 
     def as_dict(self) -> Json:
         return {
             "method": self.method,
             "methods": dict(self.methods),
             "sqnr_db": self.sqnr_db,
+            "equalised": self.equalised,
             "ranking": [part.as_dict() for part in self.ranking],
             "kept": self.kept,
             "floats": sorted(name for part in self.ranking[: self.kept] for name in part.operators),
@@ -91,42 +95,32 @@ def histograms(file: FloatFile, samples: Iterable[Feeds], on_progress: Progress,
     return found
 
 
-def choose(
+def with_best_ranges(
     file: FloatFile,
     counts: Mapping[str, Histogram],
     measure: Measure,
     *,
-    methods: Sequence[Method] = METHODS,
-    percentile: float = 99.99,
-    wanted_db: float,
-    accept: Callable[[bytes], bool] | None = None,
+    methods: Sequence[Method],
+    percentile: float,
     on_progress: Progress,
 ) -> Int8:
-    """Return the int8 form of a file with the best ranges, and with as many operators on integers as are allowed.
+    """Return a file with all operators on integers, with the ranges whose output is nearest to the network's.
 
     Args:
         counts: From `histograms`.
         measure: The output SQNR in dB of a file's content.
-        wanted_db: Operators stay in float32 until this SQNR is reached.
-        accept: A further condition, such as the drop of a metric.
     """
-    ways: dict[Method, Ranges] = {}
-    found: dict[Method, float] = {}
-    best: tuple[float, Method, bytes] | None = None
+    found: dict[str, float] = {}
+    best: Int8 | None = None
     for done, method in enumerate(methods, 1):
-        ways[method] = {name: interval(counted, method, percentile) for name, counted in counts.items()}
-        content = file.quantise(ways[method], frozenset())
+        ranges = {name: interval(counted, method, percentile) for name, counted in counts.items()}
+        content = file.quantise(ranges, frozenset())
         found[method] = measure(content)
-        if best is None or found[method] > best[0]:
-            best = (found[method], method, content)
+        if best is None or found[method] > best.sqnr_db:
+            best = Int8(content=content, ranges=ranges, method=method, methods=found, sqnr_db=found[method])
         on_progress("choosing ranges", done, len(methods))
     assert best is not None
-    sqnr, method, content = best
-    whole = Int8(content=content, method=method, methods=found, sqnr_db=sqnr)
-    if _fits(sqnr, content, wanted_db, accept):
-        return whole
-    ranking = rank(file, ways[method], measure, on_progress)
-    return _mixed(file, ways[method], whole, ranking, measure, wanted_db, accept, on_progress)
+    return best
 
 
 def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progress) -> tuple[Part, ...]:
@@ -155,50 +149,37 @@ def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progres
     return tuple(sorted(parts, key=lambda part: -part.noise))
 
 
-def _mixed(
-    file: FloatFile,
-    ranges: Ranges,
-    whole: Int8,
-    ranking: tuple[Part, ...],
-    measure: Measure,
-    wanted_db: float,
-    accept: Callable[[bytes], bool] | None,
-    on_progress: Progress,
-) -> Int8:
-    """Return the file that keeps the fewest of the dearest parts in float32, by bisection."""
+def mixed(file: FloatFile, whole: Int8, measure: Measure, accept: Accept, on_progress: Progress) -> Int8:
+    """Return the file that keeps the fewest of the dearest parts in float32 and is accepted, found by bisection.
 
-    def made(kept: int) -> tuple[bytes, float, bool]:
+    Where even the file with all of them in float32 is not accepted, that one is returned.
+
+    Args:
+        whole: The file with all operators on integers.
+        accept: Whether a file of this SQNR, with this content, is good enough.
+    """
+    ranking = rank(file, whole.ranges, measure, on_progress)
+
+    def made(kept: int) -> Int8:
         floats = frozenset(name for part in ranking[:kept] for name in part.operators)
-        content = file.quantise(ranges, floats)
-        sqnr = measure(content)
-        return content, sqnr, _fits(sqnr, content, wanted_db, accept)
+        content = file.quantise(whole.ranges, floats)
+        return replace(whole, content=content, sqnr_db=measure(content), ranking=ranking, kept=kept)
 
     low, high = 0, len(ranking)
     steps = max(high.bit_length(), 1)
     best = made(high)
-    on_progress("mixing precisions", 1, steps + 1)
-    if best[2]:
-        for step in range(steps):
-            if high - low <= 1:
-                break
-            middle = (low + high) // 2
-            found = made(middle)
-            low, high, best = (low, middle, found) if found[2] else (middle, high, best)
-            on_progress("mixing precisions", step + 2, steps + 1)
-    content, sqnr, accepted = best
-    return Int8(
-        content=content,
-        method=whole.method,
-        methods=whole.methods,
-        sqnr_db=sqnr,
-        ranking=ranking,
-        kept=high,
-        accepted=accepted,
-    )
-
-
-def _fits(sqnr: float, content: bytes, wanted_db: float, accept: Callable[[bytes], bool] | None) -> bool:
-    return sqnr >= wanted_db and (accept is None or accept(content))
+    if not accept(best.sqnr_db, best.content):
+        return best
+    for step in range(1, steps + 1):
+        on_progress("mixing precisions", step, steps)
+        if high - low <= 1:
+            break
+        found = made((low + high) // 2)
+        if accept(found.sqnr_db, found.content):
+            high, best = found.kept, found
+        else:
+            low = found.kept
+    return best
 
 
 def _noise(sqnr_db: float) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgeprune.errors import ExportError
 from edgeprune.quantise.files import Feeds, Operator, Take
+from edgeprune.quantise.flatbuffer import builtin_names, operator_kind, packed, unpacked
 from edgeprune.quantise.ranges import Interval
 
 Io = Literal["float32", "int8", "uint8"]
@@ -64,57 +65,51 @@ class TfliteFloat:
 
     def quantise(self, ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
         """Return the file with int8 activations and weights in all operators but those named."""
-        from ai_edge_quantizer import recipe
+        from ai_edge_quantizer import qtyping, quantizer, recipe
 
-        return self._written(recipe.static_wi8_ai8(), ranges, floats)
+        names, never = qtyping.TFLOperationName, quantizer.AlgorithmName.NO_QUANTIZE
+        made = quantizer.Quantizer(bytearray(self._content), recipe.static_wi8_ai8())
+        made.add_weight_only_config(".*", names.EMBEDDING_LOOKUP, 8)  # the static recipe has no tables
+        # The last entry that fits an operator counts, and one that it cannot have is passed over: so an operator that
+        # stays in float32 is first taken out, then given integer weights, if it has any. The two expressions differ
+        # because one of them can be there only once.
+        for name in sorted(floats):
+            made.update_quantization_recipe(f"^{re.escape(name)}(;|$)", names.ALL_SUPPORTED, None, never)
+            made.add_weight_only_config(f"^{re.escape(name)}(?:;|$)", names.ALL_SUPPORTED, 8)
+        if self._io == "float32":
+            for end in (names.INPUT, names.OUTPUT):
+                made.update_quantization_recipe(".*", end, None, never)
+        return _written(made, {name: _statistics(value) for name, value in ranges.items()})
 
     def dynamic(self) -> bytes:
         """Return the file with integer weights, and products on values that are quantised as they come."""
-        from ai_edge_quantizer import recipe
+        from ai_edge_quantizer import quantizer, recipe
 
-        return self._written(recipe.dynamic_wi8_afp32(), {}, frozenset())
+        return _written(quantizer.Quantizer(bytearray(self._content), recipe.dynamic_wi8_afp32()))
 
     def integer_weights(self) -> bytes:
         """Return the file with int8 weights and float32 arithmetic."""
-        from ai_edge_quantizer import recipe
+        from ai_edge_quantizer import quantizer, recipe
 
-        return self._written(recipe.weight_only_wi8_afp32(), {}, frozenset())
+        return _written(quantizer.Quantizer(bytearray(self._content), recipe.weight_only_wi8_afp32()))
 
     def half(self) -> bytes:
         """Return the file with float16 weights and float32 arithmetic."""
         from ai_edge_quantizer import qtyping, quantizer
 
         made = quantizer.Quantizer(bytearray(self._content))
-        made.add_weight_only_config(
-            ".*", qtyping.TFLOperationName.ALL_SUPPORTED, 16, algorithm_key=quantizer.AlgorithmName.FLOAT_CASTING
-        )
-        with _quiet():
-            return bytes(made.quantize().quantized_model or b"")
-
-    def _written(self, entries: list[Any], ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
-        from ai_edge_quantizer import quantizer
-
-        made = quantizer.Quantizer(bytearray(self._content), entries)
-        _keep_float_(made, floats, self._io)
-        data = {name: _statistics(value) for name, value in ranges.items()}
-        with _quiet():
-            return bytes(made.quantize(data).quantized_model or b"")
+        every, casting = qtyping.TFLOperationName.ALL_SUPPORTED, quantizer.AlgorithmName.FLOAT_CASTING
+        made.add_weight_only_config(".*", every, 16, algorithm_key=casting)
+        return _written(made)
 
 
-def _keep_float_(made: Any, floats: frozenset[str], io_type: Io) -> None:
-    from ai_edge_quantizer import qtyping, quantizer
-
-    names = qtyping.TFLOperationName
-    for name in sorted(floats):
-        made.add_weight_only_config(f"^{re.escape(name)}(;|$)", names.ALL_SUPPORTED, 8)
-    if io_type == "float32":
-        for end in (names.INPUT, names.OUTPUT):
-            made.update_quantization_recipe(".*", end, None, quantizer.AlgorithmName.NO_QUANTIZE)
+def _written(quantizer: Any, statistics: Any = None) -> bytes:
+    with _quiet():
+        return bytes(quantizer.quantize(statistics).quantized_model)
 
 
 def _integer_kinds() -> frozenset[str]:
     """Return the kinds that the quantiser's static recipe takes, by TFLite's names for them."""
-    from ai_edge_litert import schema_py_generated as schema
     from ai_edge_quantizer import quantizer, recipe
     from ai_edge_quantizer.recipe_manager import RecipeManager
     from ai_edge_quantizer.utils.tfl_flatbuffer_utils import TFL_OP_CODE_TO_NAME
@@ -122,7 +117,7 @@ def _integer_kinds() -> frozenset[str]:
     manager = RecipeManager()
     manager.load_quantization_recipe(recipe.static_wi8_ai8())
     never = quantizer.AlgorithmName.NO_QUANTIZE
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    names = builtin_names()
     return frozenset(
         names[code]
         for code, name in TFL_OP_CODE_TO_NAME.items()
@@ -136,50 +131,35 @@ def _statistics(value: Interval) -> dict[str, np.ndarray]:
 
 def _with_own_names(content: bytes) -> bytes:
     """Return the file with every result named after its operator and the operator's place: names are unique then."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    model = unpacked(content)
     for graph in model.subgraphs:
         fixed = {*graph.inputs, *graph.outputs}
         for place, operator in enumerate(graph.operators):
             for position, index in enumerate(operator.outputs):
                 if index not in fixed:
                     suffix = f".{position}" if position else ""
-                    graph.tensors[index].name = f"{_kind(model, operator)}_{place}{suffix}".encode()
+                    graph.tensors[index].name = f"{operator_kind(model, operator)}_{place}{suffix}".encode()
         seen: set[bytes] = set()
         for index, tensor in enumerate(graph.tensors):
             if tensor.name in seen:
                 tensor.name = b"%s#%d" % (tensor.name, index)
             seen.add(tensor.name)
-    builder = flatbuffers.Builder(len(content) + 4096)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
-
-
-def _kind(model: Any, operator: Any) -> str:
-    from ai_edge_litert import schema_py_generated as schema
-
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    code = model.operatorCodes[operator.opcodeIndex]
-    return str(names[max(code.builtinCode, code.deprecatedBuiltinCode)])
+    return packed(model)
 
 
 def _operators(content: bytes) -> Iterator[tuple[str, str]]:
     """Yield kind and name, that of the first result, of every operator."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    model = unpacked(content)
     for graph in model.subgraphs:
         for operator in graph.operators:
-            yield _kind(model, operator), graph.tensors[operator.outputs[0]].name.decode()
+            yield operator_kind(model, operator), graph.tensors[operator.outputs[0]].name.decode()
 
 
 def _moving_tensors(content: bytes) -> set[str]:
     """Return the names of the float tensors that change from sample to sample."""
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    model = unpacked(content)
     names = set()
     for graph in model.subgraphs:
         made = {index for operator in graph.operators for index in operator.outputs} | set(graph.inputs)
