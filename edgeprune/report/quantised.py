@@ -16,6 +16,7 @@ from edgeprune.values import Json
 MOST_BARS = 16
 MOST_LINES = 48
 _WORDS = {"minmax": "Min/max", "percentile": "Percentile", "entropy": "Entropy", "mse": "Squared error"}
+_EQUALISED = ", equalised"
 _LEAST_DB, _MOST_DB = -200.0, 200.0
 
 
@@ -27,8 +28,8 @@ def quantised_sections(name: str, result: Json) -> Iterator[Section]:
         return
     yield Section(
         title="Quantisation",
-        caption="The ranges of all tensors were chosen in each of these ways, on true inputs; the way with the best output "
-        "was taken. SQNR is the energy of the output over that of its error: 20 dB are an error of a tenth.",
+        caption="All ranges were chosen in each of these ways, on true inputs, and the best output decided. "
+        "SQNR is the energy of the output over that of its error: 20 dB are an error of a tenth.",
         panel=Panel(figures=(), legend=()),
         table=_methods(found),
     )
@@ -48,19 +49,27 @@ def _file(entry: Json) -> str:
 
 
 def _methods(found: Sequence[tuple[str, Json]]) -> Table:
-    methods = list(dict.fromkeys(method for _, facts in found for method in facts["methods"]))
-    lines = []
+    """Return the SQNR of every way to choose ranges, a block for each file; the way that was taken is marked."""
+    tried = any(f"{method}{_EQUALISED}" in facts["methods"] for _, facts in found for method in facts["methods"])
+    blocks = []
     for file, facts in found:
-        own = facts["methods"]
-        cells = [
-            Cell(text=q.decibels(own.get(method)), tone="good" if method == facts["method"] else "plain")
-            for method in methods
-        ]
+        plain = [method for method in facts["methods"] if not method.endswith(_EQUALISED)]
+        lines = [Line(head=Cell(text=_word(method)), cells=_ways(facts, method, tried)) for method in plain]
         floats = len(facts["floats"])
-        cells += [Cell(text=q.decibels(facts["sqnr_db"])), Cell(text=str(floats) if floats else "none")]
-        lines.append(Line(head=Cell(text=file, minor=f"by {_word(facts['method']).lower()}"), cells=tuple(cells)))
-    titles = ("File", *(_word(method) for method in methods), "SQNR of the file", "Operators in float32")
-    return Table(titles=titles, blocks=(Block(lines=tuple(lines)),))
+        kept = f", {floats} operator{'s stay' if floats > 1 else ' stays'} in float32" if floats else ""
+        blocks.append(Block(lines=tuple(lines), title=f"{file}: {q.decibels(facts['sqnr_db'])}{kept}"))
+    titles = ("Ranges by", "SQNR", *(("Equalised channels",) if tried else ()))
+    return Table(titles=titles, blocks=tuple(blocks))
+
+
+def _ways(facts: Json, method: str, both: bool) -> tuple[Cell, ...]:
+    cells = []
+    for equalised in (False, True) if both else (False,):
+        value = facts["methods"].get(f"{method}{_EQUALISED}" if equalised else method)
+        taken = method == facts["method"] and equalised == bool(facts.get("equalised"))
+        text = q.decibels(value)
+        cells.append(Cell(text=text, minor="taken" if taken else "", tone="good" if taken else "plain"))
+    return tuple(cells)
 
 
 def _word(method: str) -> str:
