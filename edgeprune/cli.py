@@ -295,14 +295,26 @@ def export(console: Console, network: str, overrides: tuple[str, ...], **values:
 @click.argument("first")
 @click.argument("second")
 @_setting("--tolerance", type=float, default=1e-4, show_default=True, help="Largest relative difference.")
+@_setting("--min-sqnr", type=float, metavar="DB", help="Judge by decibels instead.  [default: by the file's precision]")
+@output_option("A .json file for all the checks.")
 @_setting("--trust-pickle", is_flag=True, help="Allow pickled code in files you made yourself.")
 @console_options
-def verify(console: Console, first: str, second: str, tolerance: float, trust_pickle: bool) -> int:
+def verify(
+    console: Console,
+    first: str,
+    second: str,
+    tolerance: float,
+    min_sqnr: float | None,
+    output: str | None,
+    trust_pickle: bool,
+) -> int:
     """Compare any two of .onnx, .tflite, .pt2 files, folders of prune, runs or workloads. Exit 4 if they differ."""
     from edgeprune.pipeline import steps
 
     with console.work():
-        done = steps.verify(first, second, tolerance=tolerance, trust_pickle=trust_pickle)
+        done = steps.verify(
+            first, second, tolerance=tolerance, min_sqnr_db=min_sqnr, output=output, trust_pickle=trust_pickle
+        )
     return console.show_verification(done)
 
 

@@ -103,6 +103,8 @@ class Console:
             f"max |diff| {q.difference(first['max_abs'])}, relative {q.difference(first['max_rel'])}, "
             f"limit {first['tolerance']:.0e}"
         )
+        if first.get("min_sqnr_db") is not None:
+            difference = f"SQNR {q.decibels(first['sqnr_db'])}, limit {q.check_limit(first)}"
         error = VerificationError(f"{found['first']} and {found['second']} differ on {first['output']}: {difference}")
         return self.show_error(error, found)
 

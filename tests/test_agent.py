@@ -147,7 +147,7 @@ def test_tflite_runtime_is_taken_where_litert_is_missing(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     monkeypatch.setitem(sys.modules, "tflite_runtime", package)
     monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", stand_in)
-    assert agent._import_tflite() == (object, "tflite_runtime", "2.14.0")
+    assert agent._import_tflite() == (stand_in, "tflite_runtime", "2.14.0")
 
 
 def test_the_file_is_python_3_9_and_stands_alone() -> None:

@@ -96,7 +96,7 @@ def test_a_wrong_weight_is_rejected_and_the_old_file_stays(tmp_path: Path) -> No
     with pytest.raises(VerificationError, match=r"m\.onnx against the network: 'output' differs") as caught:
         export(model, inputs, target)
     assert caught.value.where == str(tmp_path / "m.onnx.rejected")
-    assert names(tmp_path) == ["m.onnx", "m.onnx.rejected"]
+    assert names(tmp_path) == ["m.onnx", "m.onnx.rejected", "m.onnx.verify.json"]
     assert target.read_bytes() == b"the file of yesterday"
 
 
@@ -113,7 +113,7 @@ def test_a_wrong_weight_in_a_tflite_file_is_rejected(tmp_path: Path, monkeypatch
     monkeypatch.setattr(tflite_format, "_CHILD", child)
     with pytest.raises(VerificationError, match="'output_0' differs"):
         export(model, inputs, tmp_path / "files" / "m.tflite")
-    assert names(tmp_path / "files") == ["m.tflite.rejected"]
+    assert names(tmp_path / "files") == ["m.tflite.rejected", "m.tflite.verify.json"]
 
 
 def test_a_file_that_no_runtime_opens_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_a_file_that_no_runtime_opens_is_rejected(tmp_path: Path, monkeypatch: p
     model, inputs = linear()
     with pytest.raises(VerificationError, match="cannot be opened") as caught:
         export(model, inputs, tmp_path / "m.onnx")
-    assert names(tmp_path) == ["m.onnx.rejected"]
+    assert names(tmp_path) == ["m.onnx.rejected", "m.onnx.verify.json"]
     assert ".tmp" not in caught.value.message
 
 

@@ -96,7 +96,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(ResolveError, match=text):
             open_artifact(tmp_path / name)
 
-    def missing(path: str, threads: int) -> None:
+    def missing(path: str, threads: int, reference: bool) -> None:
         raise opened_module.AgentError("runtime", "no ONNX Runtime", "pip install onnxruntime")
 
     monkeypatch.setattr(opened_module, "open_runtime", missing)
@@ -108,10 +108,11 @@ def test_threads_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     seen = []
     original = opened_module.open_runtime
 
-    def spy(path: str, threads: int) -> object:
-        seen.append(threads)
-        return original(path, threads)
+    def spy(path: str, threads: int, reference: bool) -> object:
+        seen.append((threads, reference))
+        return original(path, threads, reference)
 
     monkeypatch.setattr(opened_module, "open_runtime", spy)
     open_artifact(write_dense_onnx(tmp_path / "m.onnx"), threads=2)
-    assert seen == [2]
+    open_artifact(tmp_path / "m.onnx", reference=True)
+    assert seen == [(2, False), (1, True)]

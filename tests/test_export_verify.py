@@ -18,7 +18,10 @@ from torch import nn
 from edgeprune.errors import ConfigError, ResolveError, VerificationError
 from edgeprune.export import export, require, verify_pair
 from edgeprune.export import verify as verify_module
-from edgeprune.export.verify import Side, distance
+from edgeprune.export.feeds import input_sets
+from edgeprune.export.limits import limits_of
+from edgeprune.export.quality import distance
+from edgeprune.export.verify import Side
 from edgeprune.values import Check, TensorSpec
 from tests.export_networks import converted, everything, linear
 from tests.tiny_networks import write_dense_onnx, write_difference_onnx
@@ -35,22 +38,25 @@ def changed(model: nn.Module, amount: float = 0.01) -> nn.Module:
 
 def test_a_free_batch_is_tried_with_one_and_several_samples() -> None:
     checks = converted("everything", ".onnx")[1].checks
-    assert [(check.inputs, check.batch_size) for check in checks] == [
+    assert [(check.inputs, check.batch_size) for check in checks if check.output == "zebra"] == [
         ("user inputs", 2),
         ("random inputs", 1),
         ("random inputs", 3),
+        ("edge values", 1),
         ("user inputs again", 2),
     ]
+    assert {check.output for check in checks} == {"zebra", "best", "mask", "far"}
     assert all(check.passed and check.max_rel < 1e-5 for check in checks)
     assert checks[0].name == "everything.onnx against the network"
 
 
 def test_a_fixed_batch_is_tried_on_several_samples_in_one_runtime() -> None:
     checks = converted("everything", ".tflite")[1].checks
-    assert [(check.inputs, check.batch_size) for check in checks] == [
+    assert [(check.inputs, check.batch_size) for check in checks if check.output == "best"] == [
         ("user inputs", 1),
         ("random inputs", 1),
         ("random inputs, 3 samples", 1),
+        ("edge values", 1),
         ("user inputs again", 1),
     ]
     assert all(check.passed for check in checks)
@@ -68,7 +74,9 @@ def test_any_two_of_files_and_networks() -> None:
 def test_a_changed_weight_is_found_without_inputs() -> None:
     model, _ = everything()
     checks = verify_pair(converted("everything", ".onnx")[0], changed(model, 0.5))
-    assert not any(check.passed for check in checks)
+    failed = [check for check in checks if not check.passed]
+    assert {check.inputs for check in failed} == {check.inputs for check in checks}
+    assert {"zebra", "mask"} <= {check.output for check in failed}
     with pytest.raises(VerificationError, match="differs by"):
         require(checks)
 
@@ -102,7 +110,7 @@ def test_other_shapes_differ(tmp_path: Path) -> None:
 
 
 def side(run: Any, batch: int | None = None) -> Side:
-    return Side(run=run, outputs=(SPEC,), batch=batch, label="side")
+    return Side(run_each=lambda feeds: [run(feed) for feed in feeds], outputs=(SPEC,), batch=batch, label="side")
 
 
 def test_state_between_samples_is_found() -> None:
@@ -113,7 +121,8 @@ def test_state_between_samples_is_found() -> None:
         return [memory[0]]
 
     x = np.ones((1, 3), np.float32)
-    checks = verify_module._compare(side(lambda a: [a[0]], 1), side(stateful, 1), [SPEC], [[x]], 1e-4)
+    sets = input_sets([SPEC], [[x]], 1, edges=True)
+    checks = verify_module.compare(side(lambda a: [a[0]], 1), side(stateful, 1), sets, limits_of("fp32"))
     assert checks[0].passed
     assert not any(check.passed for check in checks[1:])
 

@@ -210,8 +210,33 @@ def test_inspect_table_names_what_is_pinned_and_how_to_free_it() -> None:
 def test_checks_table_marks_what_differs() -> None:
     checks = [sample.check("artifact equals network", "random", 4, 2e-7), sample.check("again", "user", 1, 0.3, False)]
     lines = text.checks_table(checks).splitlines()
-    assert lines[1].endswith("equal")
-    assert lines[2].endswith("DIFFERS on logits")
+    assert lines[0] == " artifact equals network"
+    assert lines[2].endswith("equal")
+    assert lines[3] == " again"
+    assert lines[5].endswith("DIFFERS on logits")
+
+
+def test_checks_table_shows_what_a_check_was_judged_by() -> None:
+    near = {**sample.check("m.int8.tflite against the network", "user inputs", 1, 0.02), "min_sqnr_db": 17.0}
+    near |= {"sqnr_db": 31.25, "cosine": 0.99962, "argmax": 1.0}
+    lines = text.checks_table([near, {**near, "sqnr_db": 8.0, "passed": False, "output": "boxes"}]).splitlines()
+    assert lines[1].split() == [
+        "inputs",
+        "output",
+        "batch",
+        "max",
+        "|diff|",
+        "relative",
+        "SQNR",
+        "cosine",
+        "limit",
+        "result",
+    ]
+    assert "31.2 dB  0.9996  17 dB  near" in lines[2]
+    assert "8.0 dB  0.9996  17 dB  DIFFERS on boxes" in lines[3]
+    assert all(len(line) <= 100 for line in lines)
+    whole = {**near, "sqnr_db": None, "cosine": None, "min_sqnr_db": None, "argmax": 0.875, "max_rel": 3.0}
+    assert text.checks_table([whole]).splitlines()[2].split()[-4:] == ["-", "-", "-", "near"]
 
 
 def test_rows_pair_baseline_and_model_and_order_them() -> None:

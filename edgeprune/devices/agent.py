@@ -73,12 +73,14 @@ class OnnxFile:
 
     name = "onnxruntime"
 
-    def __init__(self, content: Any, threads: int) -> None:
+    def __init__(self, content: Any, threads: int, reference: bool = False) -> None:
         ort = _import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if reference:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Idle threads of one session must not take the cores from the next one that is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.package, self.version = "onnxruntime", str(ort.__version__)
@@ -111,10 +113,12 @@ class TfliteFile:
 
     name = "tflite"
 
-    def __init__(self, path: str | None, threads: int, content: bytes | None = None) -> None:
-        interpreter_class, self.package, self.version = _import_tflite()
-        source = {"model_path": path} if content is None else {"model_content": content}
-        self._interpreter = interpreter_class(num_threads=threads, **source)
+    def __init__(self, path: str | None, threads: int, content: bytes | None = None, reference: bool = False) -> None:
+        module, self.package, self.version = _import_tflite()
+        source: dict[str, Any] = {"model_path": path} if content is None else {"model_content": content}
+        if reference:
+            source["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_REF
+        self._interpreter = module.Interpreter(num_threads=threads, **source)
         self._interpreter.allocate_tensors()
         self._inputs = _signature_order(self._interpreter, "inputs")
         self._outputs = _signature_order(self._interpreter, "outputs")
@@ -137,12 +141,13 @@ class TfliteFile:
         self._interpreter.invoke()
 
 
-def open_runtime(path: str, threads: int = 1) -> Any:
+def open_runtime(path: str, threads: int = 1, reference: bool = False) -> Any:
     """Open an artifact in the runtime that its suffix asks for.
 
     Args:
         path: A .onnx or .tflite file.
         threads: Threads of one inference.
+        reference: Without optimisations, in the runtime's slow kernels that others are compared with.
 
     Returns:
         An object with `name`, `version`, `inputs` and `outputs` (lists of name, shape with None for a free
@@ -161,7 +166,7 @@ def open_runtime(path: str, threads: int = 1) -> Any:
     except OSError as error:
         raise AgentError("artifact", f"cannot read {path}: {error.strerror}") from error
     try:
-        return OnnxFile(path, threads) if suffix == ".onnx" else TfliteFile(path, threads)
+        return OnnxFile(path, threads, reference) if suffix == ".onnx" else TfliteFile(path, threads, None, reference)
     except AgentError:
         raise
     except Exception as error:
@@ -203,15 +208,13 @@ def _import_onnxruntime() -> Any:
 
 
 def _import_tflite() -> tuple[Any, str, str]:
-    """Return the interpreter class, its package and the version."""
+    """Return the module of the interpreter, its package and the version."""
     problems = []
     for package in ("ai_edge_litert", "tflite_runtime"):
         try:
-            module = __import__(package + ".interpreter", fromlist=["Interpreter"])
+            return __import__(package + ".interpreter", fromlist=["Interpreter"]), package, _version(package)
         except ImportError as error:
             problems.append(f"{package}: {error}")
-            continue
-        return module.Interpreter, package, _version(package)
     raise AgentError("runtime", f"no TFLite runtime ({'; '.join(problems)})", PIP_LINES[".tflite"])
 
 
@@ -491,8 +494,7 @@ def environment() -> dict[str, Any]:
     """Return the state that changes: governor, frequencies, temperatures, throttling, load, stolen time."""
     governors = sorted({(_read(path) or "").strip() for path in _cpu_files("scaling_governor")})
     frequencies = [_number(path, 1000.0) for path in _cpu_files("scaling_cur_freq")]
-    zones = sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp"))
-    temperatures = [_number(path, 0.001) for path in zones]
+    temperatures = [_number(path, 0.001) for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp"))]
     stat = re.match(r"cpu +([\d ]+)", _read("/proc/stat") or "")
     ticks = [int(tick) for tick in stat.group(1).split()] if stat else []
     return {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from edgeprune.export.capture import Subject
     from edgeprune.export.opened import OpenArtifact
+    from edgeprune.export.precision import Lowered
     from edgeprune.export.rewrite import Rewrite
 
 _PACKAGES = {".onnx": onnx_format.check_packages, ".tflite": tflite_format.check_packages}
@@ -135,6 +136,7 @@ def export(
 def _export(
     model: nn.Module, inputs: Sequence[Tensor], more: Sequence[tuple[Tensor, ...]], task: _Task, work: Path
 ) -> Exported:
+    from edgeprune.export.calibration import judged_on
     from edgeprune.export.capture import prepare
     from edgeprune.export.opened import describe
     from edgeprune.export.verify import checked_inputs
@@ -147,8 +149,12 @@ def _export(
         with _logged(target, log_path, log):
             float_file, notices = _float_file(subject, examples, task, made, log_path)
             if task.precision != "fp32":
-                facts, noticed = _lowered(subject, task, float_file, made, log_path)
-                notices += noticed
+                lowered = _lowered(subject, task, float_file, made, log_path)
+                made.write_bytes(lowered.content)
+                facts, notices = lowered.facts, (*notices, *lowered.notices)
+                if lowered.samples:
+                    examples, told = judged_on(lowered.samples, inputs, more, subject.inputs)
+                    notices += told
         opened, checks = _verified(subject, examples, task, made, task.precision)
     artifact = describe(target, opened, made.read_bytes())
     _put_in_place(made, target)
@@ -172,10 +178,8 @@ def _float_file(
     return made, notices
 
 
-def _lowered(
-    subject: Subject, task: _Task, float_file: Path, made: Path, log_path: Path
-) -> tuple[Json | None, tuple[Notice, ...]]:
-    """Write a float32 file in another precision; return how it was chosen."""
+def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path, log_path: Path) -> Lowered:
+    """Return a float32 file in another precision."""
     import torch
 
     from edgeprune.export.equalise import asymmetric, rewrite_equalised, symmetric
@@ -196,7 +200,7 @@ def _lowered(
         _convert(subject, task, other, log_path, (rewrite_equalised(tensors, rounded),))
         return other
 
-    found = lower(
+    return lower(
         source,
         record,
         subject,
@@ -206,27 +210,31 @@ def _lowered(
         equalised=equalised,
         name=task.target.name,
     )
-    made.write_bytes(found.content)
-    return found.facts, found.notices
 
 
 def _verified(
     subject: Subject, examples: Sequence[Sequence[Tensor]], task: _Task, made: Path, precision: Precision
 ) -> tuple[OpenArtifact, tuple[Check, ...]]:
     """Open a file and compare it with the network; one that fails is left as TARGET.rejected."""
+    from edgeprune.export.difference import leave_verdict
+    from edgeprune.export.limits import limits_of
     from edgeprune.export.opened import open_artifact
     from edgeprune.export.verify import require, verify_artifact
 
     target = task.target
-    tolerance = task.tolerance if precision == "fp32" else 1.0
+    limits = limits_of(precision, task.tolerance, task.min_sqnr_db if precision != "fp32" else None)
+    opened: OpenArtifact | None = None
+    checks: tuple[Check, ...] = ()
     try:
         opened = open_artifact(made, name=str(target))
-        checks = verify_artifact(subject, opened, examples=examples, tolerance=tolerance, name=target.name)
+        checks = verify_artifact(subject, opened, examples=examples, limits=limits, name=target.name)
         require(checks)
     except (VerificationError, ResolveError) as error:
+        told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         rejected = target.with_name(f"{target.name}.rejected")
+        told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         os.replace(made, rejected)
-        message = error.message.replace(str(made), str(target))
+        message = error.message.replace(str(made), str(target)) + told
         raise VerificationError(message, fix=error.fix, where=str(rejected)) from error
     return opened, checks
 
@@ -332,5 +340,5 @@ def _put_in_place(made: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-    for suffix in (".rejected", ".log"):
+    for suffix in (".rejected", ".log", ".verify.json"):
         target.with_name(target.name + suffix).unlink(missing_ok=True)

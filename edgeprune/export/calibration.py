@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.errors import ConfigError, ModelError
-from edgeprune.values import TensorSpec
+from edgeprune.values import Notice, TensorSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from edgeprune.export.capture import Subject
 
+_MARGIN = 0.1
 _FIX = "give batches as for the network's inputs():  def calibration_data(): yield (x,)"
 
 
@@ -84,6 +87,54 @@ def check_seen(seen: Seen, specs: Sequence[TensorSpec]) -> None:
                 f"calibration input '{spec.name}' is {value:g} everywhere, so nothing can be learnt from it",
                 fix="calibrate on true inputs, prepared as in training",
             )
+
+
+def judged_on(
+    samples: Sequence[Sequence[np.ndarray]],
+    inputs: Sequence[torch.Tensor],
+    more: Sequence[Sequence[torch.Tensor]],
+    specs: Sequence[TensorSpec],
+) -> tuple[list[Sequence[torch.Tensor]], tuple[Notice, ...]]:
+    """Return the inputs that an int8 file is judged on: calibration samples, and of the user's those in their range.
+
+    Examples are often random numbers that only have the right shape. Far outside of the calibrated range they would
+    say nothing about the file; but they may also be right, and calibration data not prepared like them. So the user is
+    told.
+    """
+    import torch
+
+    split = [spec.shape[:1] == (None,) for spec in specs]
+    columns = list(zip(*samples, strict=True))
+    joined = [
+        torch.from_numpy(np.concatenate(column) if free else column[0])
+        for column, free in zip(columns, split, strict=True)
+    ]
+    judged: list[Sequence[torch.Tensor]] = [joined]
+    notices: list[Notice] = []
+    for tensors in (inputs, *more):
+        outside = [spec for spec, own, seen in zip(specs, tensors, joined, strict=True) if _beyond(own, seen)]
+        if not outside:
+            judged.append(tensors)
+        elif not notices:
+            notices.append(_out_of_range(outside[0], tensors[specs.index(outside[0])], joined[specs.index(outside[0])]))
+    return judged, tuple(notices)
+
+
+def _beyond(own: torch.Tensor, seen: torch.Tensor) -> bool:
+    """Return whether values lie outside of what was seen by more than a tenth of its width."""
+    if not own.is_floating_point():
+        return False
+    low, high = float(seen.min()), float(seen.max())
+    margin = _MARGIN * max(high - low, 1e-12)
+    return float(own.min()) < low - margin or float(own.max()) > high + margin
+
+
+def _out_of_range(spec: TensorSpec, own: torch.Tensor, seen: torch.Tensor) -> Notice:
+    text = (
+        f"input '{spec.name}' reaches from {float(own.min()):.3g} to {float(own.max()):.3g} in the example inputs, and "
+        f"from {float(seen.min()):.3g} to {float(seen.max()):.3g} in the calibration data"
+    )
+    return Notice(code="calibration-range", text=text, fix="prepare both as in training, unless inputs() is random")
 
 
 def _note(seen: Seen, sample: list[np.ndarray]) -> None:

@@ -17,11 +17,12 @@ import numpy as np
 from edgeprune.errors import ConfigError, ResolveError, VerificationError
 from edgeprune.export.calibration import Seen, check_seen, kept_samples, samples_of
 from edgeprune.export.opened import open_artifact
+from edgeprune.export.quality import sqnr_db
 from edgeprune.export.record import Record, with_record
-from edgeprune.export.verify import sqnr_db
 from edgeprune.quantise import Int8, OnnxFloat, Quantisation, TfliteFloat, histograms, mixed, with_best_ranges
-from edgeprune.quantise.files import FloatFile
-from edgeprune.quantise.ranges import Histogram
+from edgeprune.quantise.files import FloatFile, Without
+from edgeprune.quantise.ranges import Histogram, interval
+from edgeprune.quantise.search import unworkable
 from edgeprune.values import Json, Notice, Precision
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # Candidates are compared on so many calibration samples.
 _MEASURED = 32
+_BIG_BYTES, _MEASURED_BIG = 2**24, 8
 _FEW = 32
 _WORST_DB = -200.0
 _KEPT_BYTES = 2**28
@@ -42,10 +44,14 @@ def open_float(source: Path) -> OnnxFloat | TfliteFloat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lowered:
-    """The content of a file in another precision, how it was made, and what the user should know."""
+    """The content of a file in another precision, how it was made, and what the user should know.
+
+    `samples` are calibration samples: where there are any, they are the inputs that the file is judged on.
+    """
 
     content: bytes = field(repr=False)
     facts: Json | None = None
+    samples: tuple[tuple[np.ndarray, ...], ...] = field(default=(), repr=False)
     notices: tuple[Notice, ...] = ()
 
 
@@ -76,6 +82,7 @@ def lower(
     """
     file = open_float(source)
     facts: Json | None = None
+    samples: tuple[tuple[np.ndarray, ...], ...] = ()
     notices: tuple[Notice, ...] = ()
     if precision == "fp16":
         content = file.half()
@@ -89,9 +96,10 @@ def lower(
                 "int8 needs calibration data: a hundred true inputs, prepared as in training",
                 fix="--calibration FILE.npz, or a workload with  def calibration_data(): ...",
             )
-        int8, notices = _int8(source, subject, calibration, settings, equalised, name)
+        int8, samples, notices = _int8(source, subject, calibration, settings, equalised, name)
         content, facts = int8.content, int8.as_dict()
-    return Lowered(content=with_record(content, source.suffix, record), facts=facts, notices=notices)
+    content = with_record(content, source.suffix, record)
+    return Lowered(content=content, facts=facts, samples=samples, notices=notices)
 
 
 @dataclass(slots=True)
@@ -101,6 +109,15 @@ class _Candidates:
     samples: list[list[np.ndarray]]
     expected: list[list[np.ndarray]]
     path: Path
+
+    def opens(self, content: bytes) -> bool:
+        """Return whether the runtime opens a candidate."""
+        self.path.write_bytes(content)
+        try:
+            open_artifact(self.path)
+        except ResolveError:
+            return False
+        return True
 
     def measure(self, content: bytes) -> float:
         """Return the output SQNR of a candidate in dB."""
@@ -115,31 +132,20 @@ def _int8(
     settings: Quantisation,
     equalised: Equalised | None,
     name: str,
-) -> tuple[Int8, tuple[Notice, ...]]:
+) -> tuple[Int8, tuple[tuple[np.ndarray, ...], ...], tuple[Notice, ...]]:
     seen, kept = Seen(), list[list[np.ndarray]]()
     read = kept_samples(samples_of(calibration, subject, settings.samples, seen), _KEPT_BYTES, kept)
-    file, whole, measured = open_float(source), None, None
-    counts = histograms(file, map(open_artifact(source).feeds, read), settings.on_progress, settings.samples)
+    plain = open_float(source)
+    counts = histograms(plain, map(open_artifact(source).feeds, read), settings.on_progress, settings.samples)
     check_seen(seen, subject.inputs)
-    few = kept[:_MEASURED]
+    few = kept[: _MEASURED if source.stat().st_size < _BIG_BYTES else _MEASURED_BIG]
     measured = _Candidates(few, [subject.run(sample) for sample in few], source.with_name(f"candidate{source.suffix}"))
-
-    def best(file: FloatFile, counts: Mapping[str, Histogram]) -> Int8:
-        return with_best_ranges(
-            file,
-            counts,
-            measured.measure,
-            methods=settings.methods,
-            percentile=settings.percentile,
-            on_progress=settings.on_progress,
-        )
-
-    whole = best(file, counts)
-    if equalised is not None and whole.sqnr_db < settings.equalise_db:
+    file, whole = _whole(plain, counts, measured, settings)
+    if equalised is not None and _WORST_DB < whole.sqnr_db < settings.equalise_db:
         other_source = equalised(kept)
-        other_file = open_float(other_source)
-        feeds = map(open_artifact(other_source).feeds, kept)
-        other = best(other_file, histograms(other_file, feeds, settings.on_progress, len(kept)))
+        other_plain, feeds = open_float(other_source), map(open_artifact(other_source).feeds, kept)
+        other_counts = histograms(other_plain, feeds, settings.on_progress, len(kept))
+        other_file, other = _whole(other_plain, other_counts, measured, settings)
         methods = whole.methods | {f"{method}, equalised": value for method, value in other.methods.items()}
         if other.sqnr_db > whole.sqnr_db:
             file, whole = other_file, replace(other, equalised=True)
@@ -153,7 +159,25 @@ def _int8(
 
     if not accept(whole.sqnr_db, whole.content):
         whole = mixed(file, whole, measured.measure, accept, settings.on_progress)
-    return whole, tuple(_notices(whole, seen, name))
+    unwritten = {operator.kind for operator in plain.operators() if operator.name in file.never}
+    return whole, tuple(tuple(sample) for sample in few), tuple(_notices(whole, seen, unwritten, name))
+
+
+def _whole(
+    plain: FloatFile, counts: Mapping[str, Histogram], measured: _Candidates, settings: Quantisation
+) -> tuple[Without, Int8]:
+    """Return the int8 file with every operator on integers that can be, and the float file without the others."""
+    ranges = {tensor: interval(counted, "minmax") for tensor, counted in counts.items()}
+    file = Without(plain, unworkable(plain, ranges, measured.opens))
+    found = with_best_ranges(
+        file,
+        counts,
+        measured.measure,
+        methods=settings.methods,
+        percentile=settings.percentile,
+        on_progress=settings.on_progress,
+    )
+    return file, found
 
 
 def output_sqnr_db(
@@ -174,8 +198,11 @@ def output_sqnr_db(
     return worst if math.isfinite(worst) else -_WORST_DB
 
 
-def _notices(found: Int8, seen: Seen, name: str) -> list[Notice]:
+def _notices(found: Int8, seen: Seen, unwritten: set[str], name: str) -> list[Notice]:
     notices = []
+    if unwritten:
+        text = f"{name}: {', '.join(sorted(unwritten))} stay in float32: the quantiser cannot write them"
+        notices.append(Notice(code="unwritten", text=text))
     if found.kept:
         floats = sum(len(part.operators) for part in found.ranking[: found.kept])
         kinds = list(dict.fromkeys(part.kind for part in found.ranking[: found.kept]))

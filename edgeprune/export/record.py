@@ -7,10 +7,11 @@ file as the metadata buffer of that name, both holding one JSON object of string
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeprune.errors import ResolveError
 from edgeprune.quantise.flatbuffer import packed, unpacked
@@ -18,6 +19,7 @@ from edgeprune.values import Json, Precision, TensorSpec
 from edgeprune.version import VERSION
 
 KEY = "edgeprune"
+Layout = Literal["nchw", "nhwc"]
 _OWN = ("inputs", "outputs", "structure")
 
 
@@ -28,6 +30,10 @@ class Record:
     Shapes have None where the batch is, also when the file fixes it; `batch` is that fixed size, or None when any size
     works. Dtypes are those of the PyTorch network. `values` holds everything else as text: `edgeprune` (the version),
     `precision`, and the caller's entries such as `plan`.
+
+    `quantisation` has scale and zero point of the inputs and outputs that the file holds as integers and the network
+    as floats, by name. `layout` `nhwc` says that the file has every 4-D input and output channels last; the shapes
+    here stay the network's.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -35,6 +41,8 @@ class Record:
     structure: Json
     batch: int | None
     values: dict[str, str]
+    quantisation: dict[str, tuple[float, int]] = field(default_factory=dict)
+    layout: Layout = "nchw"
 
     def as_text(self) -> str:
         """Return the JSON that goes into a file; equal records give equal text."""
@@ -45,6 +53,10 @@ class Record:
             "outputs": json.dumps([spec.as_dict() for spec in self.outputs]),
             "structure": json.dumps(self.structure),
         }
+        if self.quantisation:
+            values["quantisation"] = json.dumps(self.quantisation)
+        if self.layout != "nchw":
+            values["layout"] = self.layout
         return json.dumps(values, sort_keys=True)
 
     def metadata(self) -> dict[str, str]:
@@ -73,12 +85,18 @@ def read_record(path: Path) -> Record | None:
         values: dict[str, str] = json.loads(text)
         batch = values.pop("batch")
         own = {key: json.loads(values.pop(key)) for key in _OWN}
+        quantisation = json.loads(values.pop("quantisation", "{}"))
+        layout = values.pop("layout", "nchw")
+        if layout not in ("nchw", "nhwc"):
+            raise ValueError(f"the layout '{layout}' is neither nchw nor nhwc")
         return Record(
             inputs=tuple(TensorSpec.from_dict(spec) for spec in own["inputs"]),
             outputs=tuple(TensorSpec.from_dict(spec) for spec in own["outputs"]),
             structure=own["structure"],
             batch=None if batch == "dynamic" else int(batch),
             values=values,
+            quantisation={name: _scale(pair) for name, pair in quantisation.items()},
+            layout="nhwc" if layout == "nhwc" else "nchw",
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResolveError(
@@ -99,6 +117,13 @@ def with_record(content: bytes, suffix: str, record: Record) -> bytes:
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, record.as_text()
     return bytes(model.SerializeToString())
+
+
+def _scale(pair: Any) -> tuple[float, int]:
+    scale, zero_point = float(pair[0]), int(pair[1])
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"{scale} is not a scale")
+    return scale, zero_point
 
 
 def add_to_tflite(content: bytes, record: Record) -> bytes:

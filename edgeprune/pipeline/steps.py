@@ -372,12 +372,30 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
     return facts
 
 
-def verify(first: str, second: str, *, tolerance: float, trust_pickle: bool = False) -> Json:
+def verify(
+    first: str,
+    second: str,
+    *,
+    tolerance: float,
+    min_sqnr_db: float | None = None,
+    output: str | None = None,
+    trust_pickle: bool = False,
+) -> Json:
     """Compare any two of `.onnx`, `.tflite`, `.pt2`, a folder of `prune`, a run or a workload.
+
+    Args:
+        min_sqnr_db: Decibels that decide, instead of those of the files' precision.
+        output: A `.json` file for the result.
 
     Raises:
         ResolveError: One of them cannot be read.
+        ConfigError: A limit is not a number that can be compared with.
     """
+    from edgeprune.export.limits import check_limits
+
+    check_limits(tolerance, min_sqnr_db)
+    if output is not None and not output.endswith(".json"):
+        raise ConfigError(f"'{output}' is no .json file", fix=f"-o {output}.json")
     from edgeprune.export import verify_pair
 
     sides: list[Any] = []
@@ -395,6 +413,9 @@ def verify(first: str, second: str, *, tolerance: float, trust_pickle: bool = Fa
             module, example = loaded.model, loaded.inputs
         sides.append(module)
         inputs = inputs if inputs is not None else example
-    checks = verify_pair(sides[0], sides[1], inputs=inputs, tolerance=tolerance)
+    checks = verify_pair(sides[0], sides[1], inputs=inputs, tolerance=tolerance, min_sqnr_db=min_sqnr_db)
     passed = all(check.passed for check in checks)
-    return {"first": first, "second": second, "passed": passed, "checks": [check.as_dict() for check in checks]}
+    found: Json = {"first": first, "second": second, "passed": passed, "checks": [c.as_dict() for c in checks]}
+    if output is not None:
+        rundir.write_atomic(Path(output), json.dumps(found, indent=2, allow_nan=False) + "\n")
+    return found

@@ -29,6 +29,26 @@ class Operator:
     kind: str
 
 
+@dataclass(frozen=True, slots=True)
+class Without:
+    """A `FloatFile` some of whose operators stay in float32 whatever happens."""
+
+    file: FloatFile
+    never: frozenset[str]
+
+    def operators(self) -> tuple[Operator, ...]:
+        """Return the operators that may run on integers."""
+        return tuple(operator for operator in self.file.operators() if operator.name not in self.never)
+
+    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+        """Run samples and hand over all float tensors between operators."""
+        self.file.watch(samples, take)
+
+    def quantise(self, ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
+        """Return the file with integers in all operators but those named and those that never have them."""
+        return self.file.quantise(ranges, floats | self.never)
+
+
 class FloatFile(Protocol):
     """A float32 file that can be watched while it runs, and written with integers."""
 

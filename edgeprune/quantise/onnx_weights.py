@@ -13,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx
 
+_FLOAT = 1
 _LARGEST = 127
 # Below this a scale per channel and another node would cost as much as is won.
 _FEWEST = 256
@@ -31,13 +32,17 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         name = tensor.name
         stored = f"{name}_half"
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
-        nodes.append(helper.make_node("Cast", [stored], [name], name=f"{name}_widen", to=1))
+        nodes.append(helper.make_node("Cast", [stored], [name], name=f"{name}_widen", to=_FLOAT))
     _put_first(model, nodes)
     return model
 
 
 def with_integer_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with its weights as int8 per output channel, symmetric, each behind a DequantizeLinear."""
+    """Return the model with its weights as int8 per output channel, symmetric, each behind a Cast and a Mul.
+
+    A DequantizeLinear would say it in one node, but ONNX Runtime joins that with the product behind it and quantises
+    the activations too: 40 dB are left where float32 arithmetic has more than 100.
+    """
     from onnx import helper, numpy_helper
 
     axes = _axes(model)
@@ -49,24 +54,24 @@ def with_integer_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         values = numpy_helper.to_array(tensor)
         integers, scales = per_channel(values, axis)
         tensor.CopyFrom(numpy_helper.from_array(integers, f"{name}_int8"))
-        added += [
-            numpy_helper.from_array(scales, f"{name}_scale"),
-            numpy_helper.from_array(np.zeros(len(scales), np.int8), f"{name}_zero"),
-        ]
-        parts = [f"{name}_int8", f"{name}_scale", f"{name}_zero"]
-        nodes.append(helper.make_node("DequantizeLinear", parts, [name], name=f"{name}_widen", axis=axis))
+        added.append(numpy_helper.from_array(scales, f"{name}_scale"))
+        nodes.append(helper.make_node("Cast", [f"{name}_int8"], [f"{name}_whole"], name=f"{name}_widen", to=_FLOAT))
+        nodes.append(helper.make_node("Mul", [f"{name}_whole", f"{name}_scale"], [name], name=f"{name}_scaled"))
     model.graph.initializer.extend(added)
     _put_first(model, nodes)
     return model
 
 
 def per_channel(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return int8 values and the float32 scale of every channel along an axis; a channel of zeros has scale 1."""
+    """Return int8 values and the float32 scale of every channel along an axis, shaped to multiply them.
+
+    A channel of zeros has scale 1.
+    """
     others = tuple(index for index in range(values.ndim) if index != axis)
     largest = np.abs(values).max(axis=others)
-    scales = np.where(largest > 0, largest / _LARGEST, 1.0).astype(np.float32)
     shape = [-1 if index == axis else 1 for index in range(values.ndim)]
-    integers = np.clip(np.rint(values / scales.reshape(shape)), -_LARGEST, _LARGEST)
+    scales = np.where(largest > 0, largest / _LARGEST, 1.0).astype(np.float32).reshape(shape)
+    integers = np.clip(np.rint(values / scales), -_LARGEST, _LARGEST)
     return integers.astype(np.int8), scales
 
 
@@ -76,7 +81,7 @@ def _axes(model: onnx.ModelProto) -> dict[str, int]:
 
     sizes = {}
     for tensor in model.graph.initializer:
-        if tensor.data_type == 1 and int(np.prod(tensor.dims)) >= _FEWEST:
+        if tensor.data_type == _FLOAT and int(np.prod(tensor.dims)) >= _FEWEST:
             values = numpy_helper.to_array(tensor)
             if np.isfinite(values).all():
                 sizes[tensor.name] = values.ndim

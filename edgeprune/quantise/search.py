@@ -7,21 +7,23 @@ bisection, on the real file. Knows neither formats nor runtimes: a `FloatFile` w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edgeprune.errors import ModelError
+from edgeprune.errors import ExportError, ModelError
 from edgeprune.quantise.files import Feeds, FloatFile, Operator
 from edgeprune.quantise.ranges import Histogram, Interval, Method, interval
 from edgeprune.values import Json
 
+_LOG = logging.getLogger(__name__)
 Measure = Callable[[bytes], float]
 Progress = Callable[[str, int, int], None]
 Accept = Callable[[float, bytes], bool]
 Ranges = Mapping[str, Interval]
-MOST_PARTS = 32
+MOST_PARTS, BIG_BYTES, MOST_PARTS_OF_BIG = 32, 2**24, 12
 # A part whose error is smaller than this share of the whole is not looked into.
 _WORTH_SPLITTING = 0.02
 
@@ -123,11 +125,35 @@ def with_best_ranges(
     return best
 
 
+def unworkable(file: FloatFile, ranges: Ranges, works: Callable[[bytes], bool]) -> frozenset[str]:
+    """Return the operators that the format's quantiser cannot write, or writes so that no runtime opens the file.
+
+    Args:
+        works: Whether a runtime opens a file of this content.
+    """
+    operators = file.operators()
+    every = frozenset(operator.name for operator in operators)
+
+    def good(names: frozenset[str]) -> bool:
+        try:
+            return works(file.quantise(ranges, every - names))
+        except ExportError as error:
+            _LOG.info("without %d operators: %s", len(every - names), error)
+            return False
+
+    if good(every):
+        return frozenset()
+    bad = [part for part in _by_kind(operators) if not good(part.operators)]
+    return frozenset(name for part in bad for name in part.operators if not good(frozenset([name])))
+
+
 def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progress) -> tuple[Part, ...]:
     """Return the parts of a file, the dearest first: kinds of operators, single ones where a kind costs much."""
     operators = file.operators()
     every = frozenset(operator.name for operator in operators)
-    floor = _noise(measure(file.quantise(ranges, every)))
+    floats = file.quantise(ranges, every)
+    floor = _noise(measure(floats))
+    most = MOST_PARTS if len(floats) < BIG_BYTES else MOST_PARTS_OF_BIG
 
     def alone(part: Part) -> Part:
         noise = _noise(measure(file.quantise(ranges, every - part.operators)))
@@ -140,7 +166,7 @@ def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progres
         on_progress("ranking kinds of operators", done, len(groups))
     total = sum(part.noise for part in kinds)
     dear = [part for part in kinds if len(part.operators) > 1 and part.noise > _WORTH_SPLITTING * total]
-    pieces = [piece for part in dear for piece in _pieces(part, operators)]
+    pieces = [piece for part in dear for piece in _pieces(part, operators, most)]
     single = []
     for done, piece in enumerate(pieces, 1):
         single.append(alone(piece))
@@ -193,10 +219,10 @@ def _by_kind(operators: Sequence[Operator]) -> list[Part]:
     return [Part(name=kind, kind=kind, operators=frozenset(names), noise=0.0) for kind, names in kinds.items()]
 
 
-def _pieces(part: Part, operators: Sequence[Operator]) -> list[Part]:
+def _pieces(part: Part, operators: Sequence[Operator], most: int) -> list[Part]:
     """Return a part's operators one by one, or in runs of neighbours where there are too many."""
     names = [operator.name for operator in operators if operator.name in part.operators]
-    size = -(-len(names) // MOST_PARTS)
+    size = -(-len(names) // most)
     runs = [names[start : start + size] for start in range(0, len(names), size)]
     return [
         Part(

@@ -114,7 +114,8 @@ def export_text(done: Json, width: int) -> str:
 
 def verification_text(found: Json, width: int) -> str:
     """Return what `verify` shows: every check, and whether all passed."""
-    verdict = "equal" if found["passed"] else "NOT equal"
+    verdict = "near each other" if any(q.verdict(check) == "near" for check in found["checks"]) else "equal"
+    verdict = verdict if found["passed"] else "NOT equal"
     return f"{checks_table(found['checks'], width)}\n {found['first']} and {found['second']} are {verdict}"
 
 

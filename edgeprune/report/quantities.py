@@ -187,6 +187,45 @@ def decibels(value: float | None) -> str:
     return "exact" if value >= 200 else f"{value:.1f} dB"
 
 
+def agreement(check: Mapping[str, Any]) -> str:
+    """Return what a check was judged by: `3.4e-06` of the largest value, `38.4 dB`, or the share of equal values."""
+    if check.get("min_sqnr_db") is not None and check["max_rel"] is not None:
+        return decibels(check["sqnr_db"])
+    if by_share(check):
+        return f"{share(check['argmax'])} equal"
+    return difference(check["max_rel"])
+
+
+def check_limit(check: Mapping[str, Any]) -> str:
+    """Return the limit that a check was judged by."""
+    if check.get("min_sqnr_db") is not None:
+        return f"{check['min_sqnr_db']:g} dB"
+    return "-" if by_share(check) else difference(check["tolerance"])
+
+
+def verdict(check: Mapping[str, Any]) -> str:
+    """Return `equal`, `near` where decibels or a share of equal values decided, or `differs`."""
+    if not check["passed"]:
+        return "differs"
+    return "near" if check.get("min_sqnr_db") is not None or by_share(check) else "equal"
+
+
+def by_share(check: Mapping[str, Any]) -> bool:
+    """Return whether whole numbers passed although they differ: classes of a file of reduced precision."""
+    whole = check.get("sqnr_db") is None and check.get("argmax") is not None
+    return bool(whole and check["passed"] and check["max_rel"] is not None and check["max_rel"] > check["tolerance"])
+
+
+def excess(check: Mapping[str, Any]) -> float:
+    """Return a difference as a multiple of its limit; one that is not a number is the worst."""
+    value = check["max_rel"]
+    if value is None or value != value:
+        return float("inf")
+    if check.get("min_sqnr_db") is not None:
+        return float(10 ** ((check["min_sqnr_db"] - check["sqnr_db"]) / 20))
+    return 1.0 if by_share(check) else float(value / check["tolerance"])
+
+
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tflite": "TFLite"}
 
 

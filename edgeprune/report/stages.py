@@ -167,7 +167,9 @@ def output_lines(output: Json, name: str) -> list[str]:
 
 
 def _difference(checks: list[Json]) -> str:
-    worst = max(checks, key=lambda check: check["max_rel"] / check["tolerance"])
+    worst = max(checks, key=q.excess)
+    if worst.get("min_sqnr_db") is not None:
+        return f"SQNR {q.decibels(worst['sqnr_db'])}, limit {q.check_limit(worst)}"
     return f"max |diff| {q.difference(worst['max_abs'])}, limit {worst['tolerance']:.0e}"
 
 

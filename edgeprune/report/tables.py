@@ -258,19 +258,20 @@ def checks(result: Json) -> Table:
     lines = []
     for name, against, found in checked(result):
         differing = [check for check in found if not check["passed"]]
-        worst = max(found, key=_excess, default=None)
+        worst = max(found, key=q.excess, default=None)
         outputs = ", ".join(dict.fromkeys(f"'{check['output']}'" for check in differing))
         verdict = Cell(text="no check", tone="warn")
         if found:
-            verdict = Cell(text="differs", tone="bad") if differing else Cell(text="equal", tone="good")
+            near = any(q.verdict(check) == "near" for check in found)
+            verdict = _verdict("differs" if differing else "near" if near else "equal")
         lines.append(
             Line(
                 head=Cell(text=name),
                 cells=(
                     Cell(text=against),
                     Cell(text=f"{len(found) - len(differing)} of {len(found)}"),
-                    measured(q.difference(worst["max_rel"] if worst else None)),
-                    measured(q.difference(worst["tolerance"] if worst else None)),
+                    measured(q.agreement(worst) if worst else q.difference(None)),
+                    measured(q.check_limit(worst) if worst else q.difference(None)),
                     verdict,
                 ),
                 remark=f"differs on output {outputs}" if differing else None,
@@ -280,10 +281,8 @@ def checks(result: Json) -> Table:
     return Table(titles=titles, blocks=(Block(lines=tuple(lines)),), words=(0, 1, 5))
 
 
-def _excess(check: Json) -> float:
-    """Return a difference as a multiple of its limit; one that is not a number is the worst."""
-    value = check["max_rel"]
-    return float("inf") if value is None or value != value else float(value / check["tolerance"])
+def _verdict(text: str) -> Cell:
+    return Cell(text=text, tone="bad" if text == "differs" else "good")
 
 
 def all_checks(result: Json) -> Table:
@@ -291,8 +290,8 @@ def all_checks(result: Json) -> Table:
     blocks = [
         Block(title=name, lines=tuple(_check(check) for check in found)) for name, _, found in checked(result) if found
     ]
-    titles = ("Check", "Inputs", "Batch", "Absolute", "Relative", "Limit", "Result")
-    return Table(titles=titles, blocks=tuple(blocks), words=(0, 1, 6))
+    titles = ("Check", "Inputs", "Output", "Batch", "Absolute", "Relative", "SQNR", "Cosine", "Limit", "Result")
+    return Table(titles=titles, blocks=tuple(blocks), words=(0, 1, 2, 9))
 
 
 def _check(check: Json) -> Line:
@@ -300,11 +299,14 @@ def _check(check: Json) -> Line:
         head=Cell(text=str(check["name"])),
         cells=(
             Cell(text=str(check["inputs"])),
+            Cell(text=str(check["output"])),
             Cell(text=str(check["batch_size"])),
             Cell(text=q.difference(check["max_abs"])),
             Cell(text=q.difference(check["max_rel"])),
-            Cell(text=q.difference(check["tolerance"])),
-            Cell(text="equal", tone="good") if check["passed"] else Cell(text="differs", tone="bad"),
+            Cell(text=q.decibels(check.get("sqnr_db"))),
+            Cell(text="-" if check.get("cosine") is None else f"{check['cosine']:.4f}"),
+            Cell(text=q.check_limit(check)),
+            _verdict(q.verdict(check)),
         ),
     )
 

@@ -224,17 +224,32 @@ def network_line(network: Json) -> str:
 
 
 def checks_table(checks: Sequence[Json], width: int = 100) -> str:
-    """Return the table of `verify`: one line for each comparison, failed ones marked."""
+    """Return the table of `verify`: what was compared with what, and a line for each comparison, failed ones marked."""
+    parts = []
+    for name in dict.fromkeys(check["name"] for check in checks):
+        parts += [
+            *wrapped(name, width, "   ", " "),
+            _checks([check for check in checks if check["name"] == name], width),
+        ]
+    return "\n".join(parts)
+
+
+def _checks(checks: Sequence[Json], width: int) -> str:
+    several = len({check["output"] for check in checks}) > 1
     cells = [
         [
-            check["name"],
             check["inputs"],
+            *([check["output"]] if several else []),
             str(check["batch_size"]),
             q.difference(check["max_abs"]),
             q.difference(check["max_rel"]),
-            q.difference(check["tolerance"]),
-            "equal" if check["passed"] else f"DIFFERS on {check['output']}",
+            q.decibels(check.get("sqnr_db")),
+            "-" if check.get("cosine") is None else f"{check['cosine']:.4f}",
+            q.check_limit(check),
+            q.verdict(check) if check["passed"] else f"DIFFERS on {check['output']}",
         ]
         for check in checks
     ]
-    return table(["check", "inputs", "batch", "max |diff|", "relative", "limit", "result"], cells, "llrrrrl", width)
+    output = ["output"] if several else []
+    header = ["inputs", *output, "batch", "max |diff|", "relative", "SQNR", "cosine", "limit", "result"]
+    return table(header, cells, "l" + "l" * several + "rrrrrrl", width)
