@@ -358,6 +358,29 @@ def test_where_pruning_took_the_whole_allowance_the_decibels_decide_and_it_is_sa
     assert "drop of near in model.int8.onnx" in error.message
 
 
+def test_what_the_runtime_of_the_target_gets_wrong_is_refused_before_anything_is_done(folder: Path) -> None:
+    config = _config(folder, "fp32", "int8-dynamic", formats=("tflite",), target="linux-armv7l")
+    with pytest.raises(
+        ConfigError, match=r"cannot have \.tflite files in int8-dynamic: tflite-runtime 2\.14"
+    ) as caught:
+        compress(config)
+    assert caught.value.fix == "--precision fp32"
+    with pytest.raises(ConfigError, match="int8-dynamic") as caught:
+        compress(_config(folder, "int8-dynamic", formats=("tflite",), target="linux-armv7l"))
+    assert caught.value.fix == "--precision int8-weights"
+    assert not (folder / "run").exists()
+
+
+def test_decibels_that_a_file_does_not_reach_refuse_it_until_fewer_are_asked_for(folder: Path) -> None:
+    run = compress(_config(folder, "int8-weights", export__min_sqnr_db=150))
+    (refused,) = run.data["refused"]
+    assert (refused["error"], refused["exit_code"]) == ("VerificationError", 4)
+    assert "limit 150 dB" in refused["message"]
+    assert _names(run) == ["baseline.onnx"]
+    assert not run.passed
+    assert compress(_config(folder, "int8-weights", export__min_sqnr_db=15)).passed
+
+
 def test_precisions_are_told_once_and_known(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"export\.precisions has 'int8' twice") as caught:
         _config(folder, "int8", "fp32", "int8")

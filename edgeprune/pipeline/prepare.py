@@ -20,8 +20,8 @@ from edgeprune.pipeline.distributed import process_count
 from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.quantising import check_calibration
 from edgeprune.pipeline.tuning import training_source
-from edgeprune.targets import Target, find_target
-from edgeprune.values import Notice, parse_bytes, parse_count, parse_seconds
+from edgeprune.targets import Target, find_target, refused
+from edgeprune.values import PRECISIONS, Format, Notice, parse_bytes, parse_count, parse_seconds
 from edgeprune.workload import Workload, build_model, example_inputs, load_workload
 
 if TYPE_CHECKING:
@@ -146,11 +146,11 @@ def check_settings(config: RunConfig) -> None:
 
 
 def check_formats(config: RunConfig, target: Target) -> None:
-    """Check that every format can be made here and run on the target.
+    """Check that every format can be made here and run on the target, in every precision.
 
     Raises:
         MissingDependency: `.tflite` is asked for and the converter is not installed.
-        ConfigError: The target has no runtime for a format.
+        ConfigError: The target has no runtime for a format, or its runtime gets a precision wrong.
     """
     for name in config.export.formats:
         if RUNTIMES[name] not in target.runtimes:
@@ -159,7 +159,18 @@ def check_formats(config: RunConfig, target: Target) -> None:
                 f"target {target.name} has no runtime for .{name} files (it has {', '.join(target.runtimes)})",
                 fix=f"-s export.formats='{usable}'".replace('"', "'"),
             )
+        _check_precisions(config, name, target)
     check_format_packages(config.export.formats, config.export.precisions)
+
+
+def _check_precisions(config: RunConfig, form: Format, target: Target) -> None:
+    able = [precision for precision in PRECISIONS if refused(precision, form, target) is None]
+    left = [precision for precision in config.export.precisions if precision in able] or able[-1:]
+    for precision in config.export.precisions:
+        reason = refused(precision, form, target)
+        if reason is not None:
+            text = f"target {target.name} cannot have .{form} files in {precision}: {reason}"
+            raise ConfigError(text, fix=f"--precision {','.join(left)}")
 
 
 def check_format_packages(formats: Sequence[str], precisions: Sequence[str] = ()) -> None:
