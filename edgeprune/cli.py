@@ -80,6 +80,13 @@ budget_options = options(
 )
 
 
+calibration_option = _setting("--calibration", metavar="FILE", help="True inputs for int8: .npz, .npy or .safetensors.")
+precision_options = options(
+    _setting("--precision", metavar="LIST", help="Of fp32, fp16, int8, int8-dynamic, int8-weights.  [default: fp32]"),
+    calibration_option,
+)
+
+
 def output_option(what: str) -> Callable[[Command], Command]:
     """Return the option -o with its meaning for one command."""
     return _setting("-o", "--output", metavar="PATH", help=what)
@@ -200,6 +207,7 @@ def sensitivity(console: Console, overrides: tuple[str, ...], ratios: str | None
 @click.argument("workload", required=False)
 @network_options
 @prune_options
+@precision_options
 @budget_options
 @output_option("Run directory.  [default: runs/NAME-r50]")
 @settings_option
@@ -268,17 +276,15 @@ def finetune(console: Console, folder: str, overrides: tuple[str, ...], **values
 @network_options
 @output_option("File to write, .onnx or .tflite.  [default: model.onnx]")
 @_setting("--precision", metavar="NAME", help="fp32, fp16, int8, int8-dynamic or int8-weights.  [default: fp32]")
-@_setting("--calibration", metavar="FILE", help="True inputs for int8: .npz, .npy or .safetensors.")
+@calibration_option
 @_setting("--io", metavar="TYPE", help="Ends of an int8 file: float32, int8 or uint8.  [default: float32]")
 @_setting("--layout", metavar="NAME", help="Of 4-D inputs and outputs: nchw or nhwc.  [default: nchw]")
 @settings_option
 @console_options
-def export(console: Console, network: str, precision: str | None, overrides: tuple[str, ...], **values: Any) -> None:
+def export(console: Console, network: str, overrides: tuple[str, ...], **values: Any) -> None:
     """Write NETWORK (a folder of prune, a run, or a workload) as a verified .onnx or .tflite file."""
     from edgeprune.report.commands import export_text
 
-    if precision is not None:
-        values["export.precisions"] = _words(precision)
     config = _settings(overrides, values)
     from edgeprune.pipeline import steps
 
@@ -343,7 +349,7 @@ def bench(
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
-@_setting("--allow", metavar="LIST", default="", help="Differences to accept: threads, runtime, device.")
+@_setting("--allow", metavar="LIST", default="", help="Differences to accept: threads, runtime, device, precision.")
 @_setting("--practical", type=float, default=0.03, show_default=True, help="Smallest ratio that is a difference.")
 @console_options
 def compare(console: Console, files: tuple[str, ...], allow: str, practical: float) -> int:
@@ -463,6 +469,7 @@ _KEYS = {
     "sensitivity": "prune.sensitivity",
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
+    "precision": "export.precisions",
     "calibration": "quantise.calibration",
     "io": "quantise.io",
     "layout": "export.layout",
@@ -474,6 +481,8 @@ def _settings(overrides: tuple[str, ...], values: dict[str, Any]) -> RunConfig:
     from edgeprune.pipeline.start import read_settings
 
     given = {_KEYS.get(name, name): value for name, value in values.items() if value is not None}
+    if "export.precisions" in given:
+        given["export.precisions"] = _words(given["export.precisions"])
     goals = {"prune.ratio": "--ratio", "prune.max_macs": "--max-macs", "prune.max_params": "--max-params"}
     if len(asked := [goals[key] for key in goals if key in given]) > 1:
         raise ConfigError(f"{' and '.join(asked)} exclude each other", fix="give one of them")

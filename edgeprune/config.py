@@ -304,6 +304,15 @@ class ExportConfig(Section):
     tolerance: float = Field(1e-4, gt=0)
     timeout_s: float = Field(900.0, gt=0)
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for key, names in (("formats", self.formats), ("precisions", self.precisions)):
+            twice = next((name for name in names if list(names).count(name) > 1), None)
+            if twice is not None:
+                once = ", ".join(f'"{name}"' for name in dict.fromkeys(names))
+                _refuse(f"export.{key} has '{twice}' twice", f"-s export.{key}='[{once}]'")
+        return self
+
 
 class QuantiseConfig(Section):
     """How int8 files are made. `calibration` is a `.npz`, `.npy` or `.safetensors` file of inputs.

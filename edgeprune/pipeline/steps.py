@@ -317,7 +317,7 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
     path = Path(config.output or "model.onnx")
     if path.suffix not in ARTIFACT_SUFFIXES:
         raise ConfigError(f"'{path}' is neither .onnx nor .tflite", fix="-o model.onnx or -o model.tflite")
-    check_format_packages((path.suffix[1:],))
+    check_format_packages((path.suffix[1:],), config.export.precisions)
     loaded = open_network(source, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     metadata = {"edgeprune": VERSION, "workload": loaded.name, "role": "baseline" if loaded.plan is None else "model"}
     if loaded.plan is not None:
@@ -349,7 +349,9 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
         min_sqnr_db=config.export.min_sqnr_db,
         layout=config.export.layout,
     )
-    notices = [*exported.notices, *lost_zeros(path, loaded.masks)]
+    # Integers are no floating-point zeros, and what was small may become one.
+    masks = loaded.masks if precision == "fp32" else None
+    notices = [*exported.notices, *lost_zeros(path, masks)]
     facts = {
         "artifact": exported.artifact.as_dict(),
         "checks": [check.as_dict() for check in exported.checks],

@@ -21,12 +21,14 @@ def run_text(result: Json, folder: str, width: int) -> str:
     """Return what `compress` ends with: the table, the verdict, the report and the next command."""
     source = result["workload"]["source"]
     other = 0.75 if result["settings"]["prune"]["ratio"] < 0.6 else 0.25
+    precisions = ",".join((result["settings"].get("export") or {}).get("precisions") or ("fp32",))
+    lower = f" --precision {precisions}" if precisions != "fp32" else ""
     return "\n".join(
         [
             compress_table(result, width),
             f" verdict: {result['verdict']['text']}",
             f" report: {Path(folder) / 'report.html'}",
-            f" next: edgeprune compress {source} --ratio {other}   then  edgeprune report runs/* -o report.html",
+            f" next: edgeprune compress {source} --ratio {other}{lower}   then  edgeprune report runs/* -o report.html",
         ]
     )
 
