@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         FinetuneConfig,
         GradualConfig,
         PruneConfig,
+        QuantiseConfig,
         RunConfig,
         SparsifyConfig,
     )
@@ -83,6 +84,7 @@ _HOMES = {
     "Measurement": "edgeprune.bench",
     "PruneConfig": "edgeprune.config",
     "PrunePlan": "edgeprune.pruning",
+    "QuantiseConfig": "edgeprune.config",
     "RunConfig": "edgeprune.config",
     "RunResult": "edgeprune.pipeline.compress",
     "SparsifyConfig": "edgeprune.config",
@@ -128,6 +130,7 @@ __all__ = [
     "NothingToPrune",
     "PruneConfig",
     "PrunePlan",
+    "QuantiseConfig",
     "ResolveError",
     "RunConfig",
     "RunResult",

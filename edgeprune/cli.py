@@ -80,6 +80,13 @@ budget_options = options(
 )
 
 
+calibration_option = _setting("--calibration", metavar="FILE", help="True inputs for int8: .npz, .npy or .safetensors.")
+precision_options = options(
+    _setting("--precision", metavar="LIST", help="Of fp32, fp16, int8, int8-dynamic, int8-weights.  [default: fp32]"),
+    calibration_option,
+)
+
+
 def output_option(what: str) -> Callable[[Command], Command]:
     """Return the option -o with its meaning for one command."""
     return _setting("-o", "--output", metavar="PATH", help=what)
@@ -138,11 +145,11 @@ def inspect(console: Console, network: str | None, overrides: tuple[str, ...], *
     from edgeprune.report.commands import artifact_text, inspect_text
 
     if network is not None and network.endswith((".onnx", ".tflite")):
-        from edgeprune.pipeline.measuring import open_artifact
+        from edgeprune.pipeline.measuring import inspect_artifact
 
         with console.work():
-            found = {"artifact": open_artifact(Path(network)).as_dict()}
-        console.show(artifact_text(found["artifact"]), found)
+            found = inspect_artifact(Path(network))
+        console.show(artifact_text(found, width()), found)
         return
     config = _settings(overrides, {"workload": network, **values})
     from edgeprune.pipeline import steps
@@ -200,6 +207,7 @@ def sensitivity(console: Console, overrides: tuple[str, ...], ratios: str | None
 @click.argument("workload", required=False)
 @network_options
 @prune_options
+@precision_options
 @budget_options
 @output_option("Run directory.  [default: runs/NAME-r50]")
 @settings_option
@@ -268,15 +276,15 @@ def finetune(console: Console, folder: str, overrides: tuple[str, ...], **values
 @network_options
 @output_option("File to write, .onnx or .tflite.  [default: model.onnx]")
 @_setting("--precision", metavar="NAME", help="fp32, fp16, int8, int8-dynamic or int8-weights.  [default: fp32]")
-@_setting("--calibration", metavar="FILE", help="True inputs for int8: .npz, .npy or .safetensors.")
+@calibration_option
+@_setting("--io", metavar="TYPE", help="Ends of an int8 file: float32, int8 or uint8.  [default: float32]")
+@_setting("--layout", metavar="NAME", help="Of 4-D inputs and outputs: nchw or nhwc.  [default: nchw]")
 @settings_option
 @console_options
-def export(console: Console, network: str, precision: str | None, overrides: tuple[str, ...], **values: Any) -> None:
+def export(console: Console, network: str, overrides: tuple[str, ...], **values: Any) -> None:
     """Write NETWORK (a folder of prune, a run, or a workload) as a verified .onnx or .tflite file."""
     from edgeprune.report.commands import export_text
 
-    if precision is not None:
-        values["export.precisions"] = _words(precision)
     config = _settings(overrides, values)
     from edgeprune.pipeline import steps
 
@@ -341,7 +349,7 @@ def bench(
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
-@_setting("--allow", metavar="LIST", default="", help="Differences to accept: threads, runtime, device.")
+@_setting("--allow", metavar="LIST", default="", help="Differences to accept: threads, runtime, device, precision.")
 @_setting("--practical", type=float, default=0.03, show_default=True, help="Smallest ratio that is a difference.")
 @console_options
 def compare(console: Console, files: tuple[str, ...], allow: str, practical: float) -> int:
@@ -365,6 +373,32 @@ def report(console: Console, runs: tuple[str, ...], output: str) -> None:
     with console.work():
         done = measuring.report(runs, Path(output))
     console.show(f"wrote {done['report']} over {len(runs)} run{'' if len(runs) == 1 else 's'}", done)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True)
+@output_option("Zip to write.  [default: model.zip]")
+@_setting("--baseline", is_flag=True, help="Pack the dense files of the run, too.")
+@_setting("--labels", metavar="FILE", help="Names of the classes, one a line.  [default: labels() of the workload]")
+@_setting(
+    "--preprocessing", metavar="FILE", help="TOML with mean, std, ...  [default: preprocessing() of the workload]"
+)
+@_setting("--workload", metavar="WORKLOAD", help="For single files: what they were exported from, for true samples.")
+@_setting("--trust-pickle", is_flag=True, help="Allow pickled code in files you made yourself.")
+@console_options
+def package(console: Console, sources: tuple[str, ...], output: str | None, **values: Any) -> None:
+    """Pack a finished run, or files of one network, with a script that runs them on a device.
+
+    SOURCES: a run directory, or .onnx and .tflite files.
+    """
+    from edgeprune.report.commands import package_text
+
+    with console.work():
+        from edgeprune.pipeline import packaging
+
+        wishes = packaging.Wishes(output=Path(output or "model.zip"), **values)
+        done = packaging.package(sources, wishes, listen=console.listen)
+    console.show(package_text(done), done)
 
 
 @cli.command()
@@ -435,7 +469,10 @@ _KEYS = {
     "sensitivity": "prune.sensitivity",
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
+    "precision": "export.precisions",
     "calibration": "quantise.calibration",
+    "io": "quantise.io",
+    "layout": "export.layout",
 }
 
 
@@ -444,6 +481,8 @@ def _settings(overrides: tuple[str, ...], values: dict[str, Any]) -> RunConfig:
     from edgeprune.pipeline.start import read_settings
 
     given = {_KEYS.get(name, name): value for name, value in values.items() if value is not None}
+    if "export.precisions" in given:
+        given["export.precisions"] = _words(given["export.precisions"])
     goals = {"prune.ratio": "--ratio", "prune.max_macs": "--max-macs", "prune.max_params": "--max-params"}
     if len(asked := [goals[key] for key in goals if key in given]) > 1:
         raise ConfigError(f"{' and '.join(asked)} exclude each other", fix="give one of them")

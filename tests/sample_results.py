@@ -265,3 +265,65 @@ def result(name: str = "digits-r50", ratio: float = 0.5, scale: float = 0.36, to
             {"name": "bench", "seconds": 21.0, "state": "done"},
         ],
     }
+
+
+def quantisation(kept: int = 1) -> Json:
+    """How an int8 file was made: four ways to choose ranges, and three parts of which the first may stay in float32."""
+    parts = [("classify_7", "Gemm", 1, 0.021), ("Conv_1 to Conv_4", "Conv", 4, 0.0046), ("Relu", "Relu", 3, 0.0)]
+    ranking = [{"name": name, "kind": kind, "operators": count, "noise": noise} for name, kind, count, noise in parts]
+    return {
+        "method": "entropy",
+        "methods": {"minmax": 14.2, "percentile": 15.0, "entropy": 16.1, "mse": 15.8, "entropy, equalised": 15.9},
+        "sqnr_db": 23.4,
+        "equalised": False,
+        "ranking": ranking if kept else [],
+        "kept": kept,
+        "floats": ["classify_7"][:kept],
+    }
+
+
+def lower(found: Json, precision: str = "int8", scale: float = 0.3, speed: float = 2.0, top1: float = 0.982) -> Json:
+    """Add to a result, in every format, the pruned network in another precision."""
+    models = [entry for entry in found["artifacts"] if entry["role"] == "model"]
+    for entry in [entry for entry in models if entry["artifact"]["precision"] == "fp32"]:
+        exact, kind = entry["artifact"], entry["artifact"]["format"]
+        item = exact | {
+            "path": f"runs/digits-r50/model.{precision}.{kind}",
+            "precision": precision,
+            "sha256": f"{precision}-{kind}".encode().hex().ljust(64, "0"),
+            "size_bytes": round(exact["size_bytes"] * scale),
+        }
+        quality = {"sqnr_db": 22.8, "cosine": 0.997, "argmax": 1.0, "min_sqnr_db": 17.0}
+        name = f"model.{precision}.{kind} against the network"
+        found["artifacts"].append(
+            {
+                "role": "model",
+                "artifact": item,
+                "checks": [check(name, "user inputs", 1, 0.05) | quality],
+                "metrics": {"top1": top1},
+                "metrics_source": "test_data",
+                "quantisation": quantisation() if precision == "int8" else None,
+            }
+        )
+        rows = {row["role"]: row for row in found["measurements"] if row["artifact"]["sha256"] == exact["sha256"]}
+        fast = measurement(item, "model", rows["model"]["latency"]["p50_s"] / speed)
+        fast["row_id"] = f"{precision}-{kind}"
+        dense = next(r for r in found["measurements"] if (r["role"], r["artifact"]["format"]) == ("baseline", kind))
+        found["measurements"].append(fast)
+        found["comparisons"].append(comparison(dense, fast))
+    return found
+
+
+def refusal(kind: str = "onnx", precision: str = "int8", error: str = "VerificationError") -> Json:
+    """A file that a precision did not become."""
+    return {
+        "role": "model",
+        "format": kind,
+        "precision": precision,
+        "path": f"model.{precision}.{kind}",
+        "error": error,
+        "message": f"model.{precision}.{kind} against the network: 'logits' has an SQNR of 3.1 dB, limit 17 dB",
+        "fix": None,
+        "where": f"runs/digits-r50/model.{precision}.{kind}.rejected",
+        "exit_code": 4,
+    }

@@ -17,7 +17,7 @@ def _artifact(path: str) -> Artifact:
     return Artifact(
         path=path,
         format="onnx" if path.endswith(".onnx") else "tflite",
-        precision="fp32",
+        precision="int8" if ".int8." in path else "fp32",
         sha256=path,
         size_bytes=1,
         inputs=(),
@@ -35,6 +35,9 @@ def _artifact(path: str) -> Artifact:
         (["a.onnx", "b.onnx", "c.onnx"], "c.onnx", ["model", "model", "baseline"]),
         (["a.onnx", "x/baseline.onnx", "y/baseline.onnx"], None, ["model", "baseline", "model"]),
         (["baseline.onnx", "b.onnx"], "b.onnx", ["model", "baseline"]),
+        (["a.int8.onnx", "a.onnx", "b.onnx"], None, ["model", "baseline", "model"]),
+        (["a.int8.onnx", "b.int8.onnx"], None, ["baseline", "model"]),
+        (["a.int8.onnx", "a.onnx"], "a.int8.onnx", ["baseline", "model"]),
     ],
 )
 def test_one_file_of_every_format_is_the_baseline(paths: list[str], baseline: str | None, roles: list[str]) -> None:
@@ -71,3 +74,20 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ResolveError, match="holds no measurement"):
         compare([str(tmp_path / "empty.jsonl")], allow=(), practical=0.03)
+
+
+def test_rows_of_other_precisions_are_kept_apart_and_compared_where_that_is_allowed(tmp_path: Path) -> None:
+    rows = [Measurement.from_dict(row) for row in sample_results.lower(sample_results.result())["measurements"]]
+    comparisons = compare_rows(rows, 0.03)
+    assert len(comparisons) == 4
+    append_results(tmp_path / "all.jsonl", rows)
+    append_results(tmp_path / "int8.jsonl", [row for row in rows if row.artifact["precision"] == "int8"])
+    append_results(tmp_path / "exact.jsonl", [row for row in rows if row.role == "model"][:2])
+    twice = compare([str(tmp_path / "all.jsonl")] * 2, allow=(), practical=0.03)
+    assert {value["verdict"] for value in twice["comparisons"]} == {"no difference shown"}
+    assert len(twice["comparisons"]) == 6
+    pair = [str(tmp_path / name) for name in ("exact.jsonl", "int8.jsonl")]
+    with pytest.raises(ConfigError, match="no row of the same role, format, precision and threads"):
+        compare(pair, allow=(), practical=0.03)
+    allowed = compare(pair, allow=("precision",), practical=0.03)
+    assert [value["verdict"] for value in allowed["comparisons"]] == ["faster", "faster"]

@@ -36,6 +36,7 @@ NAMES = [
     "NothingToPrune",
     "PruneConfig",
     "PrunePlan",
+    "QuantiseConfig",
     "ResolveError",
     "RunConfig",
     "RunResult",
@@ -156,3 +157,39 @@ def test_arguments_are_checked_like_settings() -> None:
         ep.finetune(tiny.model(), data=iter(tiny.train_data()), step=tiny.train_step)
     with pytest.raises(ep.ConfigError, match=r"unknown key 'finetune\.learning_rate'"):
         ep.finetune(tiny.model(), data=tiny.train_data, step=tiny.train_step, learning_rate=1.0)
+
+
+def test_export_in_another_precision(tmp_path: Path) -> None:
+    model, inputs = tiny.model().eval(), tiny.inputs()
+    exact = ep.export(model, inputs, tmp_path / "small.onnx")
+    small = ep.export(model, inputs, tmp_path / "small.int8.onnx", precision="int8", calibration=tiny.train_data())
+    assert (small.precision, small.size_bytes < exact.size_bytes) == ("int8", True)
+    same = ep.export(model, inputs, tmp_path / "again.onnx", precision="int8", calibration=tiny.train_data())
+    assert same.size_bytes == small.size_bytes
+    pictures = torch.cat([batch[0] for batch in tiny.train_data()])
+    np.save(tmp_path / "true.npy", pictures.numpy())
+    (tmp_path / "settings").mkdir()
+    for place, data in enumerate(
+        (str(tmp_path / "true.npy"), tmp_path / "true.npy", tiny.train_data, iter([pictures]))
+    ):
+        path = tmp_path / "settings" / f"{place}.onnx"
+        artifact = ep.export(model, inputs, path, precision="int8", calibration=data, methods=("minmax",), samples=32)
+        assert artifact.precision == "int8"
+    weights = ep.export(model, inputs, tmp_path / "weights.onnx", precision="int8-weights", min_sqnr_db=20.0)
+    assert weights.precision == "int8-weights"
+    with pytest.raises(ep.VerificationError, match="limit 150 dB"):
+        ep.export(model, inputs, tmp_path / "strict.onnx", precision="int8-weights", min_sqnr_db=150.0)
+    assert (tmp_path / "strict.onnx.rejected").is_file()
+
+
+def test_what_int8_lacks_is_told(tmp_path: Path) -> None:
+    model, inputs, path = tiny.model(), tiny.inputs(), tmp_path / "small.onnx"
+    with pytest.raises(ep.ConfigError, match="int8 needs calibration data"):
+        ep.export(model, inputs, path, precision="int8")
+    with pytest.raises(ep.ResolveError, match="no file"):
+        ep.export(model, inputs, path, precision="int8", calibration=tmp_path / "none.npz")
+    with pytest.raises(ep.ConfigError, match=r"unknown key 'quantise\.sample'; did you mean 'samples'"):
+        ep.export(model, inputs, path, precision="int8", calibration=tiny.train_data(), sample=3)
+    with pytest.raises(ep.ModelError, match="shape"):
+        ep.export(model, inputs, path, precision="int8", calibration=[torch.zeros(2, 3, 8, 8)])
+    assert not path.exists()

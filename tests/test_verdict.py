@@ -121,3 +121,62 @@ def test_judging_changes_nothing() -> None:
     before = copy.deepcopy(result)
     _judged(result, max_size="1kB")
     assert result == before
+
+
+def test_every_precision_is_told_apart_and_said_once_where_formats_agree() -> None:
+    result = sample_results.lower(sample_results.result())
+    text = _judged(result)["text"]
+    for comparison in result["comparisons"]:
+        word = "int8 " if comparison["row"].startswith("int8") else ""
+        assert f"{comparison['format']} {word}{comparison['ratio']:.2f}x faster" in text
+    assert "int8 9.26x smaller" in text
+    assert "2.78x smaller" in text
+    assert "top1 0.994 -> 0.986 (-0.008)" in text
+    assert "int8 top1 0.994 -> 0.982 (-0.012)" in text
+    result["artifacts"][-1]["metrics"]["top1"] = 0.9
+    text = _judged(result)["text"]
+    assert "onnx int8 top1 0.994 -> 0.982" in text
+    assert "tflite int8 top1 0.994 -> 0.900" in text
+
+
+def test_every_file_that_was_asked_for_must_meet_the_budget() -> None:
+    result = sample_results.lower(sample_results.result())
+    names = [budget["name"] for budget in _judged(result, max_size="1MB", max_drop=0.1)["budgets"]]
+    assert names == [
+        *(f"size of model.{kind}" for kind in ("onnx", "int8.onnx", "tflite", "int8.tflite")),
+        *(f"drop of top1 in model.{kind}" for kind in ("onnx", "int8.onnx", "tflite", "int8.tflite")),
+    ]
+    missed = [budget["name"] for budget in _judged(result, max_drop=0.01)["budgets"] if not budget["passed"]]
+    assert missed == ["drop of top1 in model.int8.onnx", "drop of top1 in model.int8.tflite"]
+    exact = {"runs/digits-r50/model.onnx", "runs/digits-r50/model.tflite"}
+    result["artifacts"] = [entry for entry in result["artifacts"] if entry["artifact"]["path"] not in exact]
+    result["measurements"] = [row for row in result["measurements"] if row["artifact"]["path"] not in exact]
+    only = [budget["name"] for budget in _judged(result, max_size="1MB", max_latency="1ms")["budgets"]]
+    assert only == [f"{what} of model.int8.{kind}" for what in ("latency p50", "size") for kind in ("onnx", "tflite")]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("VerificationError", 4), ("ExportError", 3), ("ModelError", 3), ("ConfigError", 2)]
+)
+def test_a_precision_that_failed_ends_the_run_with_its_own_exit_code(error: str, code: int) -> None:
+    result = sample_results.result()
+    result["refused"] = [sample_results.refusal(error=error)]
+    result["verdict"] = _judged(result, max_size="1MB")
+    assert "there is no model.int8.onnx" in result["verdict"]["text"]
+    assert not result["verdict"]["passed"]
+    (missing,) = (budget for budget in result["verdict"]["budgets"] if budget["measured"] is None)
+    assert missing["name"] == "size of model.int8.onnx"
+    found = failure(result)
+    assert found is not None
+    assert (type(found).__name__, found.exit_code) == (error, code)
+    assert "SQNR of 3.1 dB" in found.message
+
+
+def test_compressed_sizes_know_the_precision() -> None:
+    result = sample_results.lower(sample_results.result())
+    bytes_of = {"baseline.onnx": 900, "model.onnx": 300, "model.int8.onnx": 90}
+    files = [{"name": name, "size_bytes": 0, "compressed_bytes": size} for name, size in bytes_of.items()]
+    result["sparsity"] = {"files": files}
+    text = _judged(result)["text"]
+    assert "onnx 3.00x smaller compressed" in text
+    assert "onnx int8 10.00x smaller compressed" in text

@@ -13,7 +13,7 @@ from edgeprune.bench.ratio import Ratio, in_step, paired_ratio, unpaired_ratio
 from edgeprune.bench.rows import Clock, Comparison, Measurement, Verdict
 from edgeprune.errors import ConfigError
 
-ALLOWABLE = ("threads", "runtime", "device", "batch")
+ALLOWABLE = ("threads", "runtime", "device", "batch", "precision")
 # Medians of one file taken at different times differed by up to 20 % (standard deviation) on a loaded machine, against
 # 2 % when taken in turn; a smaller difference between occasions is never called one.
 PRACTICAL_APART = 0.10
@@ -28,7 +28,8 @@ def compare(
         baseline: The reference.
         other: The row that is judged.
         practical: Smallest relative difference that is called one. Rows of different occasions get at least 0.1.
-        allow: Differences that do not make the rows incomparable: threads, runtime, device, batch.
+        allow: Differences that do not make the rows incomparable: threads, runtime, device, batch. Other precisions
+            are compared without being asked: that is what they are made for.
 
     Raises:
         ConfigError: A row failed, the rows differ in something that is not allowed, or `allow` has another word.

@@ -386,23 +386,39 @@ def export(
     path: str | Path,
     *,
     precision: Precision = "fp32",
+    calibration: Batches | str | Path | None = None,
+    min_sqnr_db: float | None = None,
     dynamic_batch: bool = True,
     tolerance: float = 1e-4,
     metadata: dict[str, str] | None = None,
+    **settings: Any,
 ) -> Artifact:
     """Write the network as `.onnx` or `.tflite`, verified against it before the file gets its name.
 
     Args:
         path: Its suffix decides the format.
-        tolerance: Largest accepted difference, relative to the largest output value.
+        precision: `int8` needs `calibration`; `int8-dynamic`, `int8-weights` and `fp16` need nothing.
+        calibration: Batches of true inputs, labels allowed, or a `.npz`, `.npy` or `.safetensors` file of them.
+        min_sqnr_db: Least signal-to-quantisation-noise ratio of a file that is not float32.
+        tolerance: Largest accepted difference of a float32 file, relative to the largest output value.
+        settings: Other settings of the section `quantise`, such as `samples=64` or `wanted_db=30`.
 
     Raises:
+        ConfigError: The precision is unknown, a setting is out of range, or `int8` has no calibration data.
+        ModelError: The calibration data do not fit the network.
         ExportError: The converter cannot express the network.
         VerificationError: The file differs from the network; it is left with the suffix `.rejected`.
         MissingDependency: The format's converter is not installed.
     """
+    from edgeprune.config import validate
     from edgeprune.export import export as write
+    from edgeprune.pipeline.prepare import check_format_packages
+    from edgeprune.pipeline.quantising import file_batches, quantisation
 
+    config = validate({"quantise": settings}, "export()").quantise
+    check_format_packages([Path(path).suffix[1:]], [precision])
+    if isinstance(calibration, str | Path):
+        calibration = file_batches(Path(calibration), model, inputs)
     exported = write(
         model,
         inputs,
@@ -411,6 +427,9 @@ def export(
         dynamic_batch=dynamic_batch,
         metadata=metadata,
         tolerance=tolerance,
+        calibration=calibration() if callable(calibration) else calibration,
+        quantisation=quantisation(config, ignore, str(path)),
+        min_sqnr_db=min_sqnr_db,
     )
     return exported.artifact
 
@@ -466,7 +485,7 @@ def compare(baseline: Measurement, other: Measurement, *, allow: Sequence[str] =
     """Return how much faster or slower a measurement is than a baseline, with its interval.
 
     Args:
-        allow: Differences to accept: `threads`, `runtime`, `device`.
+        allow: Differences to accept: `threads`, `runtime`, `device`; other precisions are compared unasked.
 
     Raises:
         ConfigError: They were measured in different ways.

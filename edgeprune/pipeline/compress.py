@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from edgeprune import rundir
 from edgeprune.config import RunConfig, load_config
 from edgeprune.errors import ConfigError
-from edgeprune.pipeline import recovery, stages, zeroing
+from edgeprune.pipeline import exporting, recovery, stages, zeroing
 from edgeprune.pipeline.events import Event, Listener, ignore
+from edgeprune.pipeline.exporting import Files
 from edgeprune.pipeline.generalisation import generalisation, train_metrics
 from edgeprune.pipeline.looping import loop
 from edgeprune.pipeline.measuring import compare_rows
@@ -136,11 +137,10 @@ def _stages(session: Session) -> Json:
     left = looped.last if looped is not None else recalibrated or solved or applied
     sparse = recovery.sparsify(session, left)
     final = recovery.finetune(session, sparse or left)
-    exported = [
-        stages.export(session, role, form, final) for form in config.export.formats for role in ("baseline", "model")
-    ]
-    stages.bench(session, exported)
-    scores = [stages.accuracy(session, record) for record in exported]
+    files = exporting.export(session, final)
+    stages.bench(session, files.shown)
+    for record in files.shown:
+        stages.accuracy(session, record)
     trained = train_metrics(session, final)
     records = {
         "dense": dense,
@@ -154,7 +154,7 @@ def _stages(session: Session) -> Json:
         "generalise": trained,
     }
     history = looped.history if looped is not None else None
-    return _report(session, planned, records, list(zip(exported, scores, strict=True)), history)
+    return _report(session, planned, records, files, history)
 
 
 def _check_metric(session: Session, dense: StageRecord | None) -> None:
@@ -175,7 +175,7 @@ def _report(
     session: Session,
     planned: StageRecord,
     records: dict[str, StageRecord | None],
-    artifacts: list[tuple[StageRecord, StageRecord | None]],
+    files: Files,
     history: Json | None,
 ) -> Json:
     """Gather everything into `result.json` and write the report."""
@@ -183,7 +183,7 @@ def _report(
 
     started = time.perf_counter()
     session.listen(Event(stage="report", state="begin"))
-    result = _gather(session, planned, records, artifacts, history)
+    result = _gather(session, planned, records, files, history)
     rundir.write_atomic(session.path(rundir.RESULT), json.dumps(result, indent=1, allow_nan=False) + "\n")
     rundir.write_atomic(session.path(rundir.REPORT), render([result]))
     checks = {entry["artifact"]["path"]: entry["checks"] for entry in result["artifacts"]}
@@ -196,7 +196,7 @@ def _gather(
     session: Session,
     planned: StageRecord,
     records: dict[str, StageRecord | None],
-    artifacts: list[tuple[StageRecord, StageRecord | None]],
+    files: Files,
     looped: Json | None,
 ) -> Json:
     prepared = session.prepared
@@ -217,11 +217,11 @@ def _gather(
             "params": {"dense": planned.facts["params"], "pruned": pruned["params"]},
             "macs": {"dense": planned.facts["macs"], "pruned": pruned["macs"]},
             "size_bytes": {"dense": planned.facts["params"] * 4, "pruned": pruned["params"] * 4},
-            "inputs": artifacts[0][0].facts["artifact"]["inputs"],
+            "inputs": files.shown[0].facts["artifact"]["inputs"],
         },
         "groups": planned.facts["groups"],
         "blocks": planned.facts.get("blocks", []),
-        "sparsity": _sparsity(session, records["sparse"], final, artifacts),
+        "sparsity": _sparsity(session, records["sparse"], final, files),
         "gradual": _gradual(records["zeroed"], applied, final),
         "metrics": {
             name: record.facts["metrics"] if record else None
@@ -230,7 +230,10 @@ def _gather(
         },
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],
-        "artifacts": [_artifact(exported, scored) for exported, scored in artifacts],
+        "artifacts": [
+            _artifact(record, session.scores.get(record.facts["artifact"]["path"])) for record in files.shown
+        ],
+        "refused": files.refused,
         "reconstruction": _reconstruction(records["reconstructed"]),
         "compaction": {"output": pruned["output"], "check": pruned["check"]},
         "measurements": [row.as_dict() for row in rows],
@@ -258,14 +261,14 @@ def _sparsity(
     session: Session,
     sparse: StageRecord | None,
     final: StageRecord | None,
-    artifacts: list[tuple[StageRecord, StageRecord | None]],
+    files: Files,
 ) -> Json | None:
     """Return what was zeroed and what that does to the files; None where no single weight was pruned."""
     facts = sparse.facts if sparse is not None else final.facts.get("sparsity") if final is not None else None
     if facts is None:
         return None
     names = ("method", "layers", "weights", "zeros", "params")
-    paths = [session.path(exported.facts["artifact"]["path"]) for exported, _ in artifacts]
+    paths = [session.path(record.facts["artifact"]["path"]) for record in files.shown]
     return {name: facts[name] for name in names} | {"files": file_rows(paths)}
 
 
@@ -290,9 +293,10 @@ def _reconstruction(record: StageRecord | None) -> Json | None:
 def _artifact(exported: StageRecord, scored: StageRecord | None) -> Json:
     artifact = exported.facts["artifact"]
     return {
-        "role": Path(artifact["path"]).stem,
+        "role": exporting.role_of(artifact["path"]),
         "artifact": artifact,
         "checks": exported.facts["checks"],
+        "quantisation": exported.facts.get("quantisation"),
         "metrics": scored.facts["metrics"] if scored is not None else None,
         "metrics_source": scored.facts["metrics_source"] if scored is not None else None,
     }
@@ -338,6 +342,8 @@ def command(config: RunConfig, workload: Workload) -> str:
     for key, value in changed_settings(config).items():
         if key == "target":
             words += ["--target", str(value)]
+        elif key == "export.precisions":
+            words += ["--precision", ",".join(value)]
         elif key not in _KEPT_VALUES:
             words += ["-s", f"{key}={_toml(value)}"]
     if config.output is not None:

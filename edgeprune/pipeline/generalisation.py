@@ -65,7 +65,8 @@ def generalisation(record: StageRecord | None, result: Json) -> Json | None:
         return None
     found: Json = {}
     for name, stage, role in (("dense", "dense", "baseline"), ("final", "finetuned", "model")):
-        scored = [e for e in result["artifacts"] if e["role"] == role and e["metrics_source"] == "test_data"]
+        own = [e for e in result["artifacts"] if e["role"] == role and e["artifact"]["precision"] == "fp32"]
+        scored = [entry for entry in own if entry["metrics_source"] == "test_data"]
         train, test = record.facts[name], scored[0]["metrics"] if scored else None
         validation = result["metrics"].get(stage)
         other = test or validation or {}

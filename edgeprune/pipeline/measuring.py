@@ -67,13 +67,17 @@ def bench_progress(listen: Listener) -> Callable[[BenchProgress], None]:
 
 
 def roles_of(artifacts: Sequence[Artifact], baseline: str | None = None) -> list[str]:
-    """Return which file of each format is the baseline: the named one, one called `baseline.*`, else the first."""
+    """Return which file of each format is the baseline.
+
+    That is the named one, else one called `baseline.*`, else the first in float32, else the first.
+    """
     chosen: dict[str, int] = {}
     for form in {artifact.format for artifact in artifacts}:
         indices = [index for index, artifact in enumerate(artifacts) if artifact.format == form]
         named = [index for index in indices if artifacts[index].path == baseline]
         called = [index for index in indices if Path(artifacts[index].path).stem == "baseline"]
-        chosen[form] = (named or called or indices)[0]
+        exact = [index for index in indices if artifacts[index].precision == "fp32"]
+        chosen[form] = (named or called or exact or indices)[0]
     return ["baseline" if chosen[item.format] == index else "model" for index, item in enumerate(artifacts)]
 
 
@@ -90,6 +94,18 @@ def open_artifact(path: Path) -> Artifact:
     from edgeprune.export import read_artifact
 
     return read_artifact(path)
+
+
+def inspect_artifact(path: Path) -> Json:
+    """Return what an `.onnx` or `.tflite` file says of itself, and its sizes: compressed, and by weight.
+
+    Raises:
+        ResolveError: The file cannot be read.
+    """
+    artifact = open_artifact(path)
+    from edgeprune.export.sizes import sizes_of
+
+    return {"artifact": artifact.as_dict(), "sizes": sizes_of(path).as_dict()}
 
 
 def compare_rows(rows: Sequence[Measurement], practical: float) -> list[Comparison]:
@@ -113,7 +129,7 @@ def compare(files: Sequence[str], *, allow: Sequence[str], practical: float) -> 
 
     Args:
         files: `.jsonl` files of `bench`, or run directories.
-        allow: Differences to accept, of `threads`, `runtime`, `device`.
+        allow: Differences to accept, of `threads`, `runtime`, `device`, `batch`, `precision`.
 
     Raises:
         ResolveError: A file cannot be read or holds no measurement.
@@ -135,12 +151,12 @@ def compare(files: Sequence[str], *, allow: Sequence[str], practical: float) -> 
         comparisons = [
             compare_measurements(before, after, practical=practical, allow=tuple(allow))
             for later in sets[1:]
-            for before, after in _matched(sets[0], later, "threads" in allow)
+            for before, after in _matched(sets[0], later, allow)
         ]
         if not comparisons:
             raise ConfigError(
-                f"{files[0]} and {', '.join(files[1:])} have no row of the same role, format and threads",
-                fix="--allow threads compares different numbers of threads",
+                f"{files[0]} and {', '.join(files[1:])} have no row of the same role, format, precision and threads",
+                fix="--allow threads,precision compares different numbers of threads, and precisions",
             )
     used = {row_id for value in comparisons for row_id in (value.baseline_row, value.row)}
     return {
@@ -180,24 +196,30 @@ def _results_file(name: str) -> Path:
     return path
 
 
-def _latest(path: Path) -> dict[tuple[str, str, int], Measurement]:
-    """Return the newest row of every role, format and number of threads of a file."""
+# Role, format, precision and number of threads: what two rows have in common that are worth comparing.
+Place = tuple[str, str, str, int]
+
+
+def _latest(path: Path) -> dict[Place, Measurement]:
+    """Return the newest row of every place of a file."""
     from edgeprune.bench import read_results
 
-    rows = {(row.role, row.artifact["format"], row.threads): row for row in read_results(path)}
+    rows: dict[Place, Measurement] = {}
+    for row in read_results(path):
+        rows[row.role, row.artifact["format"], row.artifact.get("precision", "fp32"), row.threads] = row
     if not rows:
         raise ResolveError(f"{path} holds no measurement", fix="edgeprune bench ... -o results.jsonl writes one")
     return rows
 
 
 def _matched(
-    first: dict[tuple[str, str, int], Measurement],
-    second: dict[tuple[str, str, int], Measurement],
-    any_threads: bool,
+    first: dict[Place, Measurement], second: dict[Place, Measurement], allow: Sequence[str]
 ) -> list[tuple[Measurement, Measurement]]:
     return [
         (before, after)
-        for key, before in first.items()
+        for (role, form, precision, threads), before in first.items()
         for other, after in second.items()
-        if key[:2] == other[:2] and (any_threads or key[2] == other[2])
+        if (role, form) == other[:2]
+        and (precision == other[2] or "precision" in allow)
+        and (threads == other[3] or "threads" in allow)
     ]

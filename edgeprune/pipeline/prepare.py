@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.config import RunConfig, SparsifyConfig
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, MissingDependency
 from edgeprune.pipeline.digests import absolute_rules, code_path, input_digests, seeded
 from edgeprune.pipeline.distributed import process_count
 from edgeprune.pipeline.planning import read_sensitivity
+from edgeprune.pipeline.quantising import check_calibration
 from edgeprune.pipeline.tuning import training_source
-from edgeprune.targets import Target, find_target
-from edgeprune.values import Notice, parse_bytes, parse_count, parse_seconds
+from edgeprune.targets import Target, find_target, refused
+from edgeprune.values import PRECISIONS, Format, Notice, parse_bytes, parse_count, parse_seconds
 from edgeprune.workload import Workload, build_model, example_inputs, load_workload
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
     entered = enter(model, inputs)
     model = entered.model
     load_rules(config.prune.rules)
+    if "int8" in config.export.precisions:
+        with seeded(config.seed, "calibration"):
+            check_calibration(workload, config.quantise, model, inputs)
     digests = input_digests(workload, model, inputs, config.prune)
     notices = (*entered.notices, *_other_weights(config, digests))
     align = align_of(config, target)
@@ -142,11 +146,11 @@ def check_settings(config: RunConfig) -> None:
 
 
 def check_formats(config: RunConfig, target: Target) -> None:
-    """Check that every format can be made here and run on the target.
+    """Check that every format can be made here and run on the target, in every precision.
 
     Raises:
         MissingDependency: `.tflite` is asked for and the converter is not installed.
-        ConfigError: The target has no runtime for a format.
+        ConfigError: The target has no runtime for a format, or its runtime gets a precision wrong.
     """
     for name in config.export.formats:
         if RUNTIMES[name] not in target.runtimes:
@@ -155,20 +159,39 @@ def check_formats(config: RunConfig, target: Target) -> None:
                 f"target {target.name} has no runtime for .{name} files (it has {', '.join(target.runtimes)})",
                 fix=f"-s export.formats='{usable}'".replace('"', "'"),
             )
-    check_format_packages(config.export.formats)
+        _check_precisions(config, name, target)
+    check_format_packages(config.export.formats, config.export.precisions)
 
 
-def check_format_packages(formats: Sequence[str]) -> None:
-    """Check that the converters of formats are installed.
+def _check_precisions(config: RunConfig, form: Format, target: Target) -> None:
+    able = [precision for precision in PRECISIONS if refused(precision, form, target) is None]
+    left = [precision for precision in config.export.precisions if precision in able] or able[-1:]
+    for precision in config.export.precisions:
+        reason = refused(precision, form, target)
+        if reason is not None:
+            text = f"target {target.name} cannot have .{form} files in {precision}: {reason}"
+            raise ConfigError(text, fix=f"--precision {','.join(left)}")
+
+
+def check_format_packages(formats: Sequence[str], precisions: Sequence[str] = ()) -> None:
+    """Check that the converters of formats, and what other precisions than float32 need, are installed.
 
     Raises:
         MissingDependency: A converter is not installed.
     """
+    from importlib.util import find_spec
+
     from edgeprune.export import onnx, tflite
 
     checks = {"onnx": onnx.check_packages, "tflite": tflite.check_packages}
     for name in formats:
         checks[name]()
+    lower = [precision for precision in precisions if precision != "fp32"]
+    if lower and "tflite" in formats and find_spec("ai_edge_quantizer") is None:
+        raise MissingDependency(
+            f"{lower[0]} TFLite files need ai-edge-quantizer, which is not installed",
+            fix="pip install 'edgeprune[tflite]'",
+        )
 
 
 def check_functions(config: RunConfig, workload: Workload) -> None:
@@ -313,4 +336,7 @@ def absolute_settings(config: RunConfig, workload: Workload) -> RunConfig:
     if config.prune.sensitivity is not None:
         prune["sensitivity"] = str(Path(config.prune.sensitivity).resolve())
     changes["prune"] = config.prune.model_copy(update=prune)
+    if config.quantise.calibration is not None:
+        found = {"calibration": str(Path(config.quantise.calibration).resolve())}
+        changes["quantise"] = config.quantise.model_copy(update=found)
     return config.model_copy(update=changes)

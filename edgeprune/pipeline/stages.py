@@ -17,12 +17,11 @@ from edgeprune.errors import ModelError
 from edgeprune.pipeline import planning
 from edgeprune.pipeline.digests import seeded, sensitivity_digest
 from edgeprune.pipeline.events import Event, Listener
-from edgeprune.pipeline.folders import load_masks, load_state, save_state
+from edgeprune.pipeline.folders import load_state, save_state
 from edgeprune.pipeline.gradual import cost_of_cut, with_weights
 from edgeprune.pipeline.measuring import bench_progress
-from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact, true_samples
+from edgeprune.pipeline.networks import describe_groups, evaluate, score_artifact
 from edgeprune.pipeline.prepare import Prepared
-from edgeprune.pipeline.sparsity import lost_zeros
 from edgeprune.pipeline.trials import FILE as TRIALS
 from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
@@ -30,7 +29,6 @@ from edgeprune.pipeline.tuning import (
 )
 from edgeprune.rundir import RunDirectory, StageKey, StageRecord
 from edgeprune.values import Artifact, Json, Notice
-from edgeprune.version import VERSION
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +43,8 @@ Work = Callable[[], tuple[tuple[str, ...], Json]]
 class Session:
     """A run in progress: what was prepared, where it is written, and what has happened so far.
 
-    `compacted` is the network that `network` compacted last, with the digest of its plan.
+    `compacted` is the network that `network` compacted last, with the digest of its plan. `scores` has what `accuracy`
+    found for each file.
     """
 
     prepared: Prepared
@@ -54,6 +53,7 @@ class Session:
     notices: list[Notice] = field(default_factory=list)
     stages: list[Json] = field(default_factory=list)
     compacted: tuple[str, nn.Module] | None = None
+    scores: dict[str, StageRecord | None] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Return the path of a file of the run."""
@@ -249,62 +249,20 @@ def weights_of(record: StageRecord) -> str:
     return next(name for name in record.outputs if name.endswith(".safetensors") and name != rundir.MASKS)
 
 
-def export(session: Session, role: str, form: str, final: StageRecord) -> StageRecord:
-    """Make and verify one artifact: the dense network (`baseline`) or the pruned one (`model`)."""
-    prepared = session.prepared
-    config = prepared.config.export
-    name = f"{role}.{form}"
-    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance")}
-    inputs = prepared.digests if role == "baseline" else prepared.digests | _weights_and_plan(session, final)
-    key = StageKey(stage=f"export {name}", settings=settings, inputs=inputs)
-
-    def work() -> tuple[tuple[str, ...], Json]:
-        from edgeprune.export import export as write
-
-        metadata = {"edgeprune": VERSION, "workload": prepared.name, "role": role}
-        if role == "model":
-            metadata["plan"] = _weights_and_plan(session, final)["plan"]
-        model, masks = prepared.model, None
-        if role == "model":
-            model, masks = network(session, rundir.FINETUNED), load_masks(session.run.path)
-        if masks is not None:
-            masks.check(model)
-            metadata["sparsity"] = f"{masks.sparsity:.4f}"
-        exported = write(
-            model,
-            prepared.inputs,
-            session.path(name),
-            dynamic_batch=config.dynamic_batch,
-            metadata=metadata,
-            tolerance=config.tolerance,
-            timeout_s=config.timeout_s,
-            checks_inputs=true_samples(prepared.workload, prepared.inputs),
-        )
-        facts = {
-            "artifact": exported.artifact.as_dict() | {"path": name},
-            "checks": [check.as_dict() for check in exported.checks],
-            "notices": [notice.as_dict() for notice in (*exported.notices, *lost_zeros(session.path(name), masks))],
-        }
-        return (name,), facts
-
-    record = run_stage(session, key, work, subject=name)
-    session.notices_of("export", record)
-    return record
-
-
-def _weights_and_plan(session: Session, final: StageRecord) -> dict[str, str]:
-    planned = session.run.last("plan")
-    digest = planned.facts["digest"] if planned is not None else ""
-    found = final.inputs | final.outputs
-    masks = {name: value for name, value in found.items() if name in (rundir.MASKS, rundir.FINETUNED_MASKS)}
-    return {"plan": digest, rundir.FINETUNED: final.outputs[rundir.FINETUNED]} | masks
-
-
 def accuracy(session: Session, exported: StageRecord) -> StageRecord | None:
-    """Score one artifact through its runtime: `test_data` with `evaluate_outputs`, else `evaluate`."""
+    """Score one artifact through its runtime: `test_data` with `evaluate_outputs`, else `evaluate`.
+
+    A session asks once for each file; None where it cannot be scored.
+    """
+    name = exported.facts["artifact"]["path"]
+    if name not in session.scores:
+        session.scores[name] = _accuracy(session, exported, name)
+    return session.scores[name]
+
+
+def _accuracy(session: Session, exported: StageRecord, name: str) -> StageRecord | None:
     prepared = session.prepared
     workload = prepared.workload
-    name = exported.facts["artifact"]["path"]
     if workload.evaluate is None and (workload.test_data is None or workload.evaluate_outputs is None):
         return None
     key = StageKey(
@@ -346,7 +304,7 @@ def bench(session: Session, exported: list[StageRecord]) -> StageRecord:
             artifacts,
             prepared.target,
             config,
-            roles=[Path(value["path"]).stem for value in facts],
+            roles=[value["path"].partition(".")[0] for value in facts],
             on_progress=bench_progress(session.listen),
             seed=prepared.config.seed,
         )

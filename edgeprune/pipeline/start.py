@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from edgeprune import rundir
-from edgeprune.config import BenchConfig, RunConfig, Section, load_config
+from edgeprune.config import BenchConfig, ExportConfig, RunConfig, Section, load_config
 from edgeprune.demo import WORKLOAD, template
 from edgeprune.errors import ConfigError, StorageError
 from edgeprune.values import Json
@@ -57,9 +57,9 @@ def settings_template() -> str:
 
 
 def demo_config(output: str | None) -> RunConfig:
-    """Return the settings of `edgeprune demo`: the embedded workload, with a short benchmark."""
+    """Return the settings of `edgeprune demo`: the embedded workload, also in int8, with a short benchmark."""
     bench = BenchConfig(processes=3, min_seconds=0.2, max_seconds=2.0, warmup_seconds=0.1)
-    return RunConfig(workload=WORKLOAD, output=output, bench=bench)
+    return RunConfig(workload=WORKLOAD, output=output, export=ExportConfig(precisions=("fp32", "int8")), bench=bench)
 
 
 def read_settings(overrides: tuple[str, ...], values: Json) -> RunConfig:

@@ -19,7 +19,7 @@ from edgeprune.pipeline.digests import code_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.gradual import gradual_settings, pruned_weights, recipe_of
-from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
+from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of, true_samples
 from edgeprune.pipeline.prepare import align_of, check_format_packages, check_functions, check_settings
 from edgeprune.pipeline.quantising import calibration_batches, quantisation
@@ -79,15 +79,6 @@ def inspect(config: RunConfig) -> Json:
         "groups": groups,
         "blocks": [row | {"macs_share": macs_of(graph, row["name"])} for row in blocks],
     }
-
-
-def inspect_artifact(path: Path) -> Json:
-    """Return what an `.onnx` or `.tflite` file says of itself.
-
-    Raises:
-        ResolveError: The file cannot be read.
-    """
-    return {"artifact": open_artifact(path).as_dict()}
 
 
 def _check_at_once(config: RunConfig) -> None:
@@ -326,7 +317,7 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
     path = Path(config.output or "model.onnx")
     if path.suffix not in ARTIFACT_SUFFIXES:
         raise ConfigError(f"'{path}' is neither .onnx nor .tflite", fix="-o model.onnx or -o model.tflite")
-    check_format_packages((path.suffix[1:],))
+    check_format_packages((path.suffix[1:],), config.export.precisions)
     loaded = open_network(source, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
     metadata = {"edgeprune": VERSION, "workload": loaded.name, "role": "baseline" if loaded.plan is None else "model"}
     if loaded.plan is not None:
@@ -356,8 +347,11 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
         calibration=calibration,
         quantisation=quantisation(config.quantise, listen, str(path)),
         min_sqnr_db=config.export.min_sqnr_db,
+        layout=config.export.layout,
     )
-    notices = [*exported.notices, *lost_zeros(path, loaded.masks)]
+    # Integers are no floating-point zeros, and what was small may become one.
+    masks = loaded.masks if precision == "fp32" else None
+    notices = [*exported.notices, *lost_zeros(path, masks)]
     facts = {
         "artifact": exported.artifact.as_dict(),
         "checks": [check.as_dict() for check in exported.checks],

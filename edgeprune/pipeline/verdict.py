@@ -6,10 +6,20 @@ Works on the dict form of results. A speed is always a measured ratio with its i
 from __future__ import annotations
 
 from edgeprune.config import RunConfig
-from edgeprune.errors import BudgetMissed, DeviceError, EdgePruneError
+from edgeprune.errors import (
+    BudgetMissed,
+    ConfigError,
+    DeviceError,
+    EdgePruneError,
+    ExportError,
+    ModelError,
+    VerificationError,
+)
 from edgeprune.report import quantities as q
 from edgeprune.report.rows import Row, metric_names, rows_of
 from edgeprune.values import Json, parse_bytes, parse_seconds, worsening
+
+_REFUSALS: tuple[type[EdgePruneError], ...] = (VerificationError, ConfigError, ExportError)
 
 
 def judge(result: Json, config: RunConfig) -> Json:
@@ -26,7 +36,10 @@ def judge(result: Json, config: RunConfig) -> Json:
 
 
 def failure(result: Json) -> EdgePruneError | None:
-    """Return the error that a finished run ends with: a measurement that failed, or a missed budget."""
+    """Return the error that a finished run ends with: a precision or a measurement that failed, or a missed budget."""
+    for item in result.get("refused") or ():
+        kind = next((kind for kind in _REFUSALS if kind.__name__ == item["error"]), ModelError)
+        return kind(f"there is no {item['path']}: {item['message']}", fix=item["fix"], where=item["where"])
     for row in rows_of(result):
         if row.quality == "failed":
             return DeviceError(
@@ -47,7 +60,11 @@ def failure(result: Json) -> EdgePruneError | None:
 
 def leading_metric(rows: tuple[Row, ...], config: RunConfig) -> str | None:
     """Return the metric that decides: the one in the settings, else the first that the artifacts have."""
-    names = metric_names(rows)
+    return chosen_metric(metric_names(rows), config)
+
+
+def chosen_metric(names: tuple[str, ...], config: RunConfig) -> str | None:
+    """Return which of some metrics decides: the one in the settings, else the first."""
     if config.finetune.metric in names:
         return config.finetune.metric
     return names[0] if names else None
@@ -59,7 +76,7 @@ def _speed(rows: tuple[Row, ...]) -> list[str]:
     parts = []
     for row in compared:
         comparison = row.comparison or {}
-        where = row.format + (f" on {row.threads} threads" if threads and row.threads != 1 else "")
+        where = row.label + (f" on {row.threads} threads" if threads and row.threads != 1 else "")
         noisy = " (noisy)" if row.quality == "noisy" else ""
         ratio, (low, high) = comparison["ratio"], comparison["ci95"]
         if comparison["verdict"] == "no difference shown":
@@ -67,21 +84,25 @@ def _speed(rows: tuple[Row, ...]) -> list[str]:
         else:
             parts.append(f"{where} {ratio:.2f}x {comparison['verdict']} ({low:.2f} to {high:.2f}){noisy}")
     failed = [row.name for row in rows if row.quality == "failed"]
-    return parts + [f"{name} could not be measured" for name in failed]
+    parts += [f"{name} could not be measured" for name in failed]
+    return parts + [f"there is no {row.name}" for row in rows if row.refused is not None]
 
 
 def _pairs(rows: tuple[Row, ...]) -> list[tuple[Row, Row]]:
-    """Return the dense and the pruned row of every format."""
+    """Return the dense and the pruned row of every format, for each precision of the pruned one."""
     dense = {row.format: row for row in rows if row.role == "baseline"}
-    pruned = {row.format: row for row in rows if row.role == "model"}
-    return [(dense[form], row) for form, row in pruned.items() if form in dense]
+    pruned = {(row.format, row.precision): row for row in rows if row.role == "model"}
+    return [(dense[form], row) for (form, _), row in pruned.items() if form in dense]
+
+
+Kind = tuple[str, str]  # format and precision
 
 
 def _sizes(rows: tuple[Row, ...]) -> list[str]:
-    found = {}
+    found: dict[Kind, str] = {}
     for dense, pruned in _pairs(rows):
         if dense.size_bytes and pruned.size_bytes:
-            found[pruned.format] = f"{dense.size_bytes / pruned.size_bytes:.2f}x smaller"
+            found[pruned.format, pruned.precision] = f"{dense.size_bytes / pruned.size_bytes:.2f}x smaller"
     return _same(found)
 
 
@@ -91,30 +112,39 @@ def _compressed(result: Json) -> list[str]:
     if not sparsity:
         return []
     bytes_of = {row["name"]: row["compressed_bytes"] for row in sparsity["files"]}
-    found = {}
+    found: dict[Kind, str] = {}
     for name, size in bytes_of.items():
-        role, _, form = name.rpartition(".")
+        role, *precision, form = name.split(".")
         dense = bytes_of.get(f"baseline.{form}")
         if role == "model" and dense and size:
-            found[form] = f"{dense / size:.2f}x smaller compressed"
+            found[form, precision[0] if precision else "fp32"] = f"{dense / size:.2f}x smaller compressed"
     return _same(found)
 
 
 def _metrics(rows: tuple[Row, ...], config: RunConfig) -> list[str]:
     name = leading_metric(rows, config)
-    found = {}
+    found: dict[Kind, str] = {}
     for dense, pruned in _pairs(rows):
         before, after = dense.metrics.get(name or ""), pruned.metrics.get(name or "")
         if name is not None and before is not None and after is not None:
-            found[pruned.format] = f"{name} {q.metric(before)} -> {q.metric(after)} ({after - before:+.3f})"
+            text = f"{name} {q.metric(before)} -> {q.metric(after)} ({after - before:+.3f})"
+            found[pruned.format, pruned.precision] = text
     return _same(found)
 
 
-def _same(found: dict[str, str]) -> list[str]:
-    """Say once what all formats share, else say it for each."""
+def _same(found: dict[Kind, str]) -> list[str]:
+    """Say once what all files share, and what all formats of a precision do, else say it for each."""
     if len(set(found.values())) == 1:
         return [next(iter(found.values()))]
-    return [f"{form} {text}" for form, text in found.items()]
+    parts = []
+    for precision in dict.fromkeys(precision for _, precision in found):
+        texts = {form: text for (form, own), text in found.items() if own == precision}
+        word = "" if precision == "fp32" else f"{precision} "
+        if len(texts) > 1 and len(set(texts.values())) == 1:
+            parts.append(f"{word}{next(iter(texts.values()))}")
+        else:
+            parts += [f"{form} {word}{text}" for form, text in texts.items()]
+    return parts
 
 
 def _latency(rows: tuple[Row, ...], config: RunConfig) -> list[Json]:

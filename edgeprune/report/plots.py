@@ -159,7 +159,9 @@ def _trade_off_legend(points: Sequence[Point]) -> tuple[Mark, ...]:
     for point in sorted(points, key=lambda item: (item.row.role != "baseline", item.run)):
         color, shape, hollow = _look(point)
         if not several:
-            marks.setdefault((color, hollow), Mark(label=point.row.name, color=color, shape=shape, open=hollow))
+            known = marks.get((color, hollow))
+            names = dict.fromkeys([*(known.label.split(", ") if known else ()), point.row.name])
+            marks[color, hollow] = Mark(label=", ".join(names), color=color, shape=shape, open=hollow)
         elif point.row.role == "baseline":
             marks.setdefault(("dense",), Mark(label="dense baseline", color=color, shape=shape))
         else:
@@ -199,9 +201,11 @@ def _scatter(
 def _dot(point: Point, x: float, y: float, unit: q.Unit, on_front: bool) -> Json:
     color, shape, hollow = _look(point)
     half = q.half_width(point.row.latency.get("ci95_s"))
+    # The shape says which run and the filling which format; what is not float32 says so beside its mark.
+    named = point.row.precision != "fp32"
     return {
         "type": "scatter",
-        "mode": "markers",
+        "mode": "markers+text" if named else "markers",
         "x": [x],
         "y": [y],
         "error_x": {
@@ -218,8 +222,11 @@ def _dot(point: Point, x: float, y: float, unit: q.Unit, on_front: bool) -> Json
             "line": {"width": 1.8, "color": color},
             "opacity": 1,
         },
-        "text": [f"{label(point.run_name)}<br>{label(point.row.name)}"],
-        "hovertemplate": f"%{{text}}<br>%{{x:.4~g}} {unit.name}, %{{y:.4~g}}"
+        "text": [point.row.precision if named else ""],
+        "textposition": "top center",
+        "textfont": {"size": 10, "color": "var(--muted)"},
+        "hovertext": [f"{label(point.run_name)}<br>{label(point.row.name)}"],
+        "hovertemplate": f"%{{hovertext}}<br>%{{x:.4~g}} {unit.name}, %{{y:.4~g}}"
         f"{'<br>on the Pareto front' if on_front else ''}<extra></extra>",
         "cliponaxis": False,
     }

@@ -9,20 +9,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edgeprune.values import Json
+from edgeprune.values import PRECISIONS, Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One artifact as timed with one number of threads. What was not measured is `None`."""
+    """One artifact as timed with one number of threads. What was not measured is `None`.
+
+    `sqnr_db` is what a file that is not float32 reaches against its network, on the user's inputs. `refused` says why
+    there is no such file.
+    """
 
     name: str
     role: str
     format: str
+    precision: str
     size_bytes: int | None
     metrics: dict[str, float | None]
     measurement: Json | None
     comparison: Json | None
+    sqnr_db: float | None = None
+    refused: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Format, and precision where that is not float32."""
+        return self.format if self.precision == "fp32" else f"{self.format} {self.precision}"
 
     @property
     def latency(self) -> Json:
@@ -44,7 +56,9 @@ class Row:
 
     @property
     def problem(self) -> str | None:
-        """Why the measurement failed or is not to be trusted, in one line; None when it is sound."""
+        """Why there is no file, or its measurement failed or is not to be trusted; None when all is sound."""
+        if self.refused is not None:
+            return self.refused
         if self.measurement is None or self.quality == "ok":
             return None
         reasons = [str(reason) for reason in self.measurement.get("reasons") or []]
@@ -54,7 +68,12 @@ class Row:
         return "; ".join(dict.fromkeys(reasons)) or f"{self.quality}, no reason recorded"
 
 
-def join(artifacts: Sequence[Json], measurements: Sequence[Json], comparisons: Sequence[Json] = ()) -> tuple[Row, ...]:
+def join(
+    artifacts: Sequence[Json],
+    measurements: Sequence[Json],
+    comparisons: Sequence[Json] = (),
+    refused: Sequence[Json] = (),
+) -> tuple[Row, ...]:
     """Return one row for each artifact and number of threads, baseline before model within each format.
 
     Args:
@@ -62,6 +81,7 @@ def join(artifacts: Sequence[Json], measurements: Sequence[Json], comparisons: S
         measurements: Measurement dicts; with artifacts, a later one replaces an earlier one of the same file
             and threads.
         comparisons: Comparison dicts, attached to their row by `row_id`.
+        refused: What a precision did not become, as in `result["refused"]`: a row each.
     """
     latest = {_key(item) if artifacts else item["row_id"]: item for item in measurements}
     compared = {item["row"]: item for item in comparisons}
@@ -71,16 +91,48 @@ def join(artifacts: Sequence[Json], measurements: Sequence[Json], comparisons: S
         place = (artifact["sha256"], entry["role"])
         own = [item for item in latest.values() if (item["artifact"]["sha256"], item["role"]) == place]
         for item in own or (None,):
-            rows.append(_row(artifact, entry["role"], entry.get("metrics"), item, compared))
+            rows.append(_row(artifact, entry["role"], entry.get("metrics"), item, compared, _sqnr_db(entry)))
     known = {entry["artifact"]["sha256"] for entry in artifacts}
     for item in latest.values():
         if item["artifact"]["sha256"] not in known:
             rows.append(_row(item["artifact"], item["role"], None, item, compared))
+    rows += [_refused(item) for item in refused]
     formats = list(dict.fromkeys(row.format for row in rows))
     roles = {"baseline": 0, "model": 1}
     fewest = min((row.threads for row in rows if row.threads is not None), default=1)
-    order = {id(row): (formats.index(row.format), row.threads or fewest, roles.get(row.role, 2)) for row in rows}
-    return tuple(sorted(rows, key=lambda row: order[id(row)]))
+
+    def order(row: Row) -> tuple[int, int, int, int]:
+        place = formats.index(row.format), row.threads or fewest, roles.get(row.role, 2)
+        return *place, _PRECISIONS.get(row.precision, len(PRECISIONS))
+
+    return tuple(sorted(rows, key=order))
+
+
+_PRECISIONS: dict[str, int] = {name: place for place, name in enumerate(PRECISIONS)}
+
+
+def _refused(item: Json) -> Row:
+    return Row(
+        name=str(item["path"]),
+        role=item["role"],
+        format=item["format"],
+        precision=item["precision"],
+        size_bytes=None,
+        metrics={},
+        measurement=None,
+        comparison=None,
+        refused=str(item["message"]),
+    )
+
+
+def _sqnr_db(entry: Json) -> float | None:
+    """Return the decibels of a file against its network on the user's inputs, the worst output's."""
+    if entry["artifact"].get("precision", "fp32") == "fp32":
+        return None
+    checks = [check for check in entry.get("checks") or () if check["name"].endswith("the network")]
+    found = [check.get("sqnr_db") for check in checks if str(check["inputs"]).startswith("user inputs")]
+    known = [value for value in (*found, (entry.get("quantisation") or {}).get("sqnr_db")) if value is not None]
+    return min(known, default=None)
 
 
 def _key(measurement: Json) -> tuple[str, int | None, str]:
@@ -91,22 +143,31 @@ def _key(measurement: Json) -> tuple[str, int | None, str]:
     )
 
 
-def _row(artifact: Json, role: str, metrics: Json | None, measurement: Json | None, compared: dict[str, Json]) -> Row:
+def _row(
+    artifact: Json,
+    role: str,
+    metrics: Json | None,
+    measurement: Json | None,
+    compared: dict[str, Json],
+    sqnr_db: float | None = None,
+) -> Row:
     path = str(artifact.get("name") or artifact.get("path") or "?")
     return Row(
         name=path.replace("\\", "/").rpartition("/")[2],
         role=role,
         format=artifact["format"],
+        precision=artifact.get("precision", "fp32"),
         size_bytes=artifact.get("size_bytes"),
         metrics=dict(metrics or {}),
         measurement=measurement,
         comparison=compared.get(measurement["row_id"]) if measurement else None,
+        sqnr_db=sqnr_db,
     )
 
 
 def rows_of(result: Json) -> tuple[Row, ...]:
     """Return the rows of one `result.json`."""
-    return join(result["artifacts"], result["measurements"], result["comparisons"])
+    return join(result["artifacts"], result["measurements"], result["comparisons"], result.get("refused") or ())
 
 
 def metric_names(rows: Iterable[Row]) -> tuple[str, ...]:

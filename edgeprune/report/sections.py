@@ -11,6 +11,7 @@ from edgeprune.report import plots, tables
 from edgeprune.report import quantities as q
 from edgeprune.report.lanes import latency_samples
 from edgeprune.report.page import Bar, Gradual, KeyFigure, Page, Run, Section, Sparsity
+from edgeprune.report.quantised import quantised_sections
 from edgeprune.report.rows import Place, Row, metric_names, place_of, rows_of
 from edgeprune.report.search import layerwise_section, loop_section, sensitivity_section
 from edgeprune.report.stages import output_lines, trail_text, zeros_text
@@ -76,13 +77,14 @@ def _run(index: int, result: Json, several: bool) -> Run:
 
 
 def _searched(name: str, result: Json) -> Iterator[Section]:
-    """Yield what led to the plan, where more than a criterion did."""
+    """Yield what led to the plan, where more than a criterion did, and to the integers of int8 files."""
     if result.get("sensitivity"):
         yield sensitivity_section(f"{name}-sensitivity", result["sensitivity"])
     if result.get("layerwise"):
         yield layerwise_section(f"{name}-layerwise", result["layerwise"])
     if result.get("loop"):
         yield loop_section(f"{name}-loop", result["loop"])
+    yield from quantised_sections(f"{name}-quantised", result)
 
 
 def _facts(result: Json) -> tuple[str, ...]:
@@ -103,6 +105,7 @@ def _key_figures(result: Json, rows: Sequence[Row]) -> Iterator[KeyFigure]:
     for row in compared[:4]:
         comparison = row.comparison or {}
         runtime = q.RUNTIMES.get(((row.measurement or {}).get("runtime") or {}).get("name", ""), row.format)
+        runtime += f" {row.precision}" if row.precision != "fp32" else ""
         where = f", {row.threads} threads" if len(threads) > 1 and row.threads != 1 else ""
         verdict = str(comparison["verdict"])
         low, high = comparison.get("ci95") or (None, None)

@@ -110,6 +110,8 @@ def trail_text(gradual: Json) -> str:
 
 
 def _describe_export(facts: Json) -> str:
+    if facts.get("refused"):
+        return f"no {PurePath(facts['refused']['path']).name}: {facts['refused']['message']}"
     artifact = facts["artifact"]
     return (
         f"{PurePath(artifact['path']).name} {q.size(artifact['size_bytes'])} verified: {_difference(facts['checks'])}"

@@ -27,18 +27,31 @@ def artifacts(rows: Sequence[Row], run: int = 0) -> Table:
     names = metric_names(rows)
     times = q.time_unit(row.latency.get("p50_s") for row in rows)
     sizes = q.size_unit(row.size_bytes for row in rows)
+    lower = any(row.precision != "fp32" for row in rows)
     blocks: dict[str, list[Line]] = {}
     for row in rows:
         color, shape = plots.DENSE if row.role == "baseline" else plots.run_mark(run)
         line = Line(
             head=Cell(text=row.name),
-            cells=_artifact_cells(row, names, times, sizes),
+            cells=(*(_precision_cells(row) if lower else ()), *_artifact_cells(row, names, times, sizes)),
             remark=_remark(row),
             mark=plots.Mark(label=row.role, color=color, shape=shape, open=row.format != "onnx"),
         )
-        blocks.setdefault(place_name(row), []).append(line)
-    titles = ("File", "Size", *names, "Latency p50", "p90", "Against baseline", "Verdict")
-    return Table(titles=titles, blocks=_blocks(blocks), words=(0, len(titles) - 1))
+        blocks.setdefault(_block_of(row, rows), []).append(line)
+    more = ("Precision", "SQNR") if lower else ()
+    titles = ("File", *more, "Size", *names, "Latency p50", "p90", "Against baseline", "Verdict")
+    return Table(titles=titles, blocks=_blocks(blocks), words=(0, *((1,) if lower else ()), len(titles) - 1))
+
+
+def _block_of(row: Row, rows: Sequence[Row]) -> str:
+    """Return the heading of a row's block; a file that does not exist stands where those of its format do."""
+    alike = [other for other in rows if other.format == row.format and other.measurement is not None]
+    return place_name(alike[0] if row.refused is not None and alike else row)
+
+
+def _precision_cells(row: Row) -> tuple[Cell, Cell]:
+    tone: Tone = "muted" if row.sqnr_db is None else "plain"
+    return Cell(text=row.precision), Cell(text=q.decibels(row.sqnr_db), tone=tone)
 
 
 def overview(results: Sequence[Json]) -> Table:
@@ -53,7 +66,7 @@ def overview(results: Sequence[Json]) -> Table:
         color, shape = plots.run_mark(index)
         params = measured(q.count((result["network"].get("params") or {}).get("pruned")))
         line = Line(
-            head=Cell(text=str(result["name"]), minor=_settings_in_short(result)),
+            head=Cell(text=str(result["name"]), minor=_settings_in_short(result, row)),
             cells=(params, *_artifact_cells(row, names, times, sizes)),
             remark=_remark(row),
             mark=plots.Mark(label=str(result["name"]), color=color, shape=shape, open=row.format != "onnx"),
@@ -68,22 +81,26 @@ def _blocks(blocks: dict[str, list[Line]]) -> tuple[Block, ...]:
     return tuple(Block(title=title, lines=tuple(lines)) for title, lines in blocks.items())
 
 
-def _settings_in_short(result: Json) -> str:
+def _settings_in_short(result: Json, row: Row) -> str:
     prune = (result.get("settings") or {}).get("prune") or {}
     limits = [f"{word} {prune[f'max_{kind}']}" for kind, word in COUNTED.items() if prune.get(f"max_{kind}")]
     budget = limits[0] if limits else f"ratio {prune.get('ratio', '?')}"
     sparsify = (result.get("settings") or {}).get("sparsify") or {}
     zeros = f", {sparsify['method']}" if sparsify.get("method") else ""
-    return f"{budget}, {prune.get('criterion', '?')}{zeros}"
+    lower = f", {row.precision}" if row.precision != "fp32" else ""
+    return f"{budget}, {prune.get('criterion', '?')}{zeros}{lower}"
 
 
 def _remark(row: Row) -> str | None:
-    return f"{row.quality}: {row.problem}" if row.problem else None
+    return f"{'refused' if row.refused is not None else row.quality}: {row.problem}" if row.problem else None
 
 
 def _artifact_cells(row: Row, names: Sequence[str], times: q.Unit, sizes: q.Unit) -> tuple[Cell, ...]:
     """Return size, metrics, p50, p90, ratio and verdict."""
-    p90 = Cell(text="–", tone="muted") if row.quality == "failed" else measured(_time(row, "p90_s", times))
+    nothing = Cell(text="–", tone="muted")
+    if row.refused is not None:
+        return nothing, *(nothing for _ in names), _p50(row, times), nothing, nothing, Cell(text="")
+    p90 = nothing if row.quality == "failed" else measured(_time(row, "p90_s", times))
     return (
         measured(q.size(row.size_bytes, sizes)),
         *(measured(q.metric(row.metrics.get(name), PLACES)) for name in names),
@@ -98,8 +115,8 @@ def _time(row: Row, key: str, unit: q.Unit) -> str:
 
 
 def _p50(row: Row, unit: q.Unit) -> Cell:
-    if row.quality == "failed":
-        return Cell(text="failed", tone="bad")
+    if row.refused is not None or row.quality == "failed":
+        return Cell(text="refused" if row.refused is not None else "failed", tone="bad")
     p50 = row.latency.get("p50_s")
     minor = [q.plus_minus(p50, row.latency.get("ci95_s"), unit)]
     minor += ["CPU time"] if row.latency.get("clock") == "cpu" else []

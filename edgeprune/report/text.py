@@ -89,34 +89,40 @@ def _artifacts(rows: Sequence[Row], width: int) -> str:
     align = "lr" + "r" * (len(names) + len(extra)) + "lrl"
     cells = []
     for index, row in enumerate(rows):
-        line = [row.name, q.size(row.size_bytes, sizes)]
-        line += [q.metric(row.metrics.get(name)) for name in names]
+        line = [row.name, q.size(row.size_bytes, sizes), *(q.metric(row.metrics.get(name)) for name in names)]
+        line = line if row.refused is None else [row.name, *("-" for _ in line[1:])]
         line += [values[index] for values in extra.values()]
         cells.append([*line, _p50(row, times), _p90(row, times), against_baseline(row)])
     _align_spread(cells, len(header) - 3)
     parts = [table(header, cells, align, width)]
     for row in rows:
         if row.problem:
-            parts += wrapped(f" {row.name} {row.quality}: {row.problem}", width, "   ")
+            state = "refused" if row.refused is not None else row.quality
+            parts += wrapped(f" {row.name} {state}: {row.problem}", width, "   ")
     return "\n".join(parts)
 
 
 def _differing(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Return the columns that are only worth showing when the rows differ in them."""
+    told = all(row.precision == "fp32" or f".{row.precision}." in row.name for row in rows)
     columns: dict[str, list[int | str | None]] = {
+        "precision": [] if told else [row.precision for row in rows],
         "threads": [row.threads for row in rows],
         "target": [row.target for row in rows],
     }
-    return {
+    found = {
         title: [str(value or "-") for value in values]
         for title, values in columns.items()
         if len({value for value in values if value is not None}) > 1
     }
+    if any(row.sqnr_db is not None for row in rows):
+        found["SQNR"] = [q.decibels(row.sqnr_db) for row in rows]
+    return found
 
 
 def _p50(row: Row, unit: q.Unit) -> str:
-    if row.quality == "failed":
-        return "failed"
+    if row.refused is not None or row.quality == "failed":
+        return "refused" if row.refused is not None else "failed"
     p50, interval = row.latency.get("p50_s"), row.latency.get("ci95_s")
     text = f"{q.duration(p50, unit)} {q.plus_minus(p50, interval, unit)}".rstrip()
     if row.latency.get("clock") == "cpu":
@@ -125,7 +131,7 @@ def _p50(row: Row, unit: q.Unit) -> str:
 
 
 def _p90(row: Row, unit: q.Unit) -> str:
-    return "" if row.quality == "failed" else q.duration(row.latency.get("p90_s"), unit)
+    return "" if row.refused is not None or row.quality == "failed" else q.duration(row.latency.get("p90_s"), unit)
 
 
 def _align_spread(cells: list[list[str]], column: int) -> None:
