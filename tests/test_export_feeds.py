@@ -24,10 +24,15 @@ def test_edges_are_low_high_zero_and_in_turn() -> None:
 
 
 def test_zeros_outside_of_a_range_are_left_out() -> None:
+    positive = TensorSpec(name="p", shape=(None, 2), dtype="float32", low=0.5, high=1)
+    assert len(edge_values([IMAGE], 1)) == 4
+    assert len(edge_values([IMAGE, positive], 1)) == 3
+
+
+def test_tokens_and_masks_come_in_turn_beside_every_edge_of_an_image() -> None:
     tried = edge_values([IMAGE, TOKENS], 1)
-    assert len(tried) == 3
-    assert [int(arrays[1].min()) for arrays in tried] == [2, 9, 2]
-    assert all(arrays[1].dtype == np.int64 for arrays in tried)
+    assert [float(arrays[0].min()) for arrays in tried] == [-1.5, 2.5, 0.0, -1.5]
+    assert all(arrays[1].tolist() == [[2, 9, 2, 9]] and arrays[1].dtype == np.int64 for arrays in tried)
 
 
 def test_no_inputs_are_tried_twice() -> None:
@@ -35,7 +40,7 @@ def test_no_inputs_are_tried_twice() -> None:
     assert len(edge_values([constant], 1)) == 1
     mask = TensorSpec(name="m", shape=(None, 4), dtype="bool", low=0, high=0)
     values = [arrays[0].tolist() for arrays in edge_values([mask], 1)]
-    assert values == [[[False] * 4], [[True] * 4], [[False, True, False, True]]]
+    assert values == [[[False, True, False, True]]]
 
 
 @given(

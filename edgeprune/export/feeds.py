@@ -63,15 +63,15 @@ def input_sets(
 def edge_values(specs: Sequence[TensorSpec], count: int) -> list[Arrays]:
     """Return inputs of `count` samples at the ends of their range: all low, all high, zeros, low and high in turn.
 
-    Zeros only where they lie inside every range, and no inputs twice. Whole numbers only in turn: they are tokens and
-    masks, and a mask that hides everything means nothing to a network.
+    Zeros only where they lie inside the range of every float, and no inputs twice. Whole numbers always in turn: they
+    are tokens and masks, and a mask that hides everything means nothing to a network.
     """
     tried: list[Arrays] = []
-    whole = any(not spec.dtype.startswith("float") for spec in specs)
-    for pattern in ("turn",) if whole else ("low", "high", "zero", "turn"):
-        if pattern == "zero" and not all(spec.low <= 0 <= spec.high for spec in specs):
+    floats = [spec for spec in specs if spec.dtype.startswith("float")]
+    for pattern in ("low", "high", "zero", "turn"):
+        if pattern == "zero" and not all(spec.low <= 0 <= spec.high for spec in floats):
             continue
-        arrays = [_edge(spec, count, pattern) for spec in specs]
+        arrays = [_edge(spec, count, pattern if spec in floats else "turn") for spec in specs]
         known = any(all(map(np.array_equal, arrays, others)) for others in tried)
         if not known:
             tried.append(arrays)
