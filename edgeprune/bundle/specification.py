@@ -158,10 +158,10 @@ def _side(
     found = []
     for index, (spec, own) in enumerate(zip(network, file, strict=True)):
         position = names.index(spec.name) if by_name else index
-        stated = getattr(record, "quantisation", {}).get(spec.name)
+        stated = record.quantisation.get(spec.name) if record is not None else None
         if stated is None and (record is None or spec.dtype.startswith("float")):
             stated = ends[position][1]
-        last = getattr(record, "layout", "nchw") == "nhwc" and len(spec.shape) == 4
+        last = record is not None and record.layout == "nhwc" and len(spec.shape) == 4
         entry: Json = {"name": spec.name, "file_name": names[position], "position": position}
         entry |= {"shape": list(own.shape), "dtype": own.dtype, "axes": list(CHANNELS_LAST) if last else None}
         entry["layout"] = None if len(spec.shape) != 4 else "nhwc" if last else "nchw"

@@ -1,7 +1,7 @@
-"""Flatbuffers written by hand: tables of a schema that has no generated code here, and whole TFLite models.
+"""Flatbuffers written by hand: tables of a schema that has no generated code here.
 
-Owns the order in which parts of a buffer have to be written, and the alignment of weights. Knows no schema: a table is
-its fields by their number in it.
+Owns the order in which parts of a buffer have to be written. Knows no schema: a table is its fields by their number in
+it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-# TFLite's schema asks for it; runtimes read weights where they lie in the file.
-BUFFER_ALIGNMENT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,45 +32,6 @@ def build(root: Table, identifier: bytes) -> bytes:
     builder = flatbuffers.Builder(1024)
     builder.Finish(_write(builder, root), file_identifier=identifier)
     return bytes(builder.Output())
-
-
-def pack_model(model: Any) -> bytes:
-    """Return a TFLite model, an object of the generated schema, as a file whose buffers are aligned."""
-    import flatbuffers
-
-    content = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
-    builder = flatbuffers.Builder(content + content // 8 + 4096)
-    model.buffers = [_Aligned(buffer) for buffer in model.buffers]
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
-
-
-class _Aligned:
-    """A buffer of a TFLite model that packs itself aligned, which the generated code does not do."""
-
-    def __init__(self, buffer: Any) -> None:
-        self._buffer = buffer
-
-    def Pack(self, builder: Any) -> int:
-        from ai_edge_litert import schema_py_generated as schema
-
-        data = self._buffer.data
-        start = None
-        if data is not None and len(data):
-            start = _bytes(builder, bytes(data))
-        schema.BufferStart(builder)
-        if start is not None:
-            schema.BufferAddData(builder, start)
-        schema.BufferAddOffset(builder, self._buffer.offset)
-        schema.BufferAddSize(builder, self._buffer.size)
-        return int(schema.BufferEnd(builder))
-
-
-def _bytes(builder: Any, data: bytes) -> int:
-    builder.StartVector(1, len(data), BUFFER_ALIGNMENT)
-    builder.head -= len(data)
-    builder.Bytes[builder.Head() : builder.Head() + len(data)] = data
-    return int(builder.EndVector())
 
 
 def _write(builder: Any, table: Table) -> int:

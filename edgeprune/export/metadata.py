@@ -14,8 +14,9 @@ from typing import Any
 
 from edgeprune.errors import ConfigError
 from edgeprune.export.description import LABELS, Description, TensorNote
-from edgeprune.export.flatbuffer import Byte, Table, build, pack_model
+from edgeprune.export.flatbuffer import Byte, Table, build
 from edgeprune.preprocessing import Preprocessing
+from edgeprune.quantise.flatbuffer import packed, unpacked
 
 TFLITE_NAME = "TFLITE_METADATA"
 TFLITE_IDENTIFIER = b"M001"
@@ -71,7 +72,7 @@ def _describe_tflite(content: bytes, description: Description) -> bytes:
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(bytearray(content))
+    model = unpacked(content)
     inputs = _in_order(description.inputs, tflite_tensor_names(model, "inputs"))
     outputs = _in_order(description.outputs, tflite_tensor_names(model, "outputs"))
     data = np.frombuffer(tflite_metadata(description, inputs, outputs), dtype=np.uint8)
@@ -84,7 +85,7 @@ def _describe_tflite(content: bytes, description: Description) -> bytes:
     model.buffers[entry.buffer].data = data
     model.description = description.text
     labels = next((note.labels for note in description.outputs if note.labels), ())
-    return with_files(pack_model(model), {LABELS: "".join(f"{label}\n" for label in labels)} if labels else {})
+    return with_files(packed(model), {LABELS: "".join(f"{label}\n" for label in labels)} if labels else {})
 
 
 def with_files(content: bytes, files: dict[str, str]) -> bytes:
