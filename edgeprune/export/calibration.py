@@ -109,15 +109,21 @@ def judged_on(
         torch.from_numpy(np.concatenate(column) if free else column[0])
         for column, free in zip(columns, split, strict=True)
     ]
-    judged: list[Sequence[torch.Tensor]] = [joined]
-    notices: list[Notice] = []
+    parts, notices = [joined], list[Notice]()
     for tensors in (inputs, *more):
         outside = [spec for spec, own, seen in zip(specs, tensors, joined, strict=True) if _beyond(own, seen)]
         if not outside:
-            judged.append(tensors)
+            parts.append(list(tensors))
         elif not notices:
             notices.append(_out_of_range(outside[0], tensors[specs.index(outside[0])], joined[specs.index(outside[0])]))
-    return judged, tuple(notices)
+    if not any(split):
+        return list(parts), tuple(notices)
+    # Together: of a single sample whose outputs happen to be small, the ratio to the noise says little.
+    together = [
+        torch.cat([values.detach().to("cpu") for values in column]) if free else column[0]
+        for column, free in zip(zip(*parts, strict=True), split, strict=True)
+    ]
+    return [together], tuple(notices)
 
 
 def _beyond(own: torch.Tensor, seen: torch.Tensor) -> bool:

@@ -23,7 +23,7 @@ Measure = Callable[[bytes], float]
 Progress = Callable[[str, int, int], None]
 Accept = Callable[[float, bytes], bool]
 Ranges = Mapping[str, Interval]
-MOST_PARTS, BIG_BYTES, MOST_PARTS_OF_BIG = 32, 2**24, 12
+MOST_PIECES, BIG_BYTES, MOST_PIECES_OF_BIG = 64, 2**24, 24
 # A part whose error is smaller than this share of the whole is not looked into.
 _WORTH_SPLITTING = 0.02
 
@@ -154,7 +154,7 @@ def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progres
     every = frozenset(operator.name for operator in operators)
     floats = file.quantise(ranges, every)
     floor = _noise(measure(floats))
-    most = MOST_PARTS if len(floats) < BIG_BYTES else MOST_PARTS_OF_BIG
+    most = MOST_PIECES if len(floats) < BIG_BYTES else MOST_PIECES_OF_BIG
 
     def alone(part: Part) -> Part:
         noise = _noise(measure(file.quantise(ranges, every - part.operators)))
@@ -167,7 +167,7 @@ def rank(file: FloatFile, ranges: Ranges, measure: Measure, on_progress: Progres
         on_progress("ranking kinds of operators", done, len(groups))
     total = sum(part.noise for part in kinds)
     dear = [part for part in kinds if len(part.operators) > 1 and part.noise > _WORTH_SPLITTING * total]
-    pieces = [piece for part in dear for piece in _pieces(part, operators, most)]
+    pieces = [piece for part in dear for piece in _pieces(part, operators, round(most * part.noise / total))]
     single = []
     for done, piece in enumerate(pieces, 1):
         single.append(alone(piece))
@@ -224,7 +224,7 @@ def _by_kind(operators: Sequence[Operator]) -> list[Part]:
 def _pieces(part: Part, operators: Sequence[Operator], most: int) -> list[Part]:
     """Return a part's operators one by one, or in runs of neighbours where there are too many."""
     names = [operator.name for operator in operators if operator.name in part.operators]
-    size = -(-len(names) // most)
+    size = -(-len(names) // max(most, 2))
     runs = [names[start : start + size] for start in range(0, len(names), size)]
     return [
         Part(
