@@ -150,11 +150,11 @@ def inspect(console: Console, network: str | None, overrides: tuple[str, ...], *
     from edgeprune.report.commands import artifact_text, inspect_text
 
     if network is not None and network.endswith((".onnx", ".tflite")):
-        from edgeprune.pipeline.measuring import open_artifact
+        from edgeprune.pipeline.measuring import inspect_artifact
 
         with console.work():
-            found = {"artifact": open_artifact(Path(network)).as_dict()}
-        console.show(artifact_text(found["artifact"]), found)
+            found = inspect_artifact(Path(network))
+        console.show(artifact_text(found, width()), found)
         return
     config = _settings(overrides, {"workload": network, **values})
     from edgeprune.pipeline import steps
@@ -282,6 +282,8 @@ def finetune(console: Console, folder: str, overrides: tuple[str, ...], **values
 @output_option("File to write, .onnx or .tflite.  [default: model.onnx]")
 @_setting("--precision", metavar="NAME", help="fp32, fp16, int8, int8-dynamic or int8-weights.  [default: fp32]")
 @calibration_option
+@_setting("--io", metavar="TYPE", help="Ends of an int8 file: float32, int8 or uint8.  [default: float32]")
+@_setting("--layout", metavar="NAME", help="Of 4-D inputs and outputs: nchw or nhwc.  [default: nchw]")
 @settings_option
 @console_options
 def export(console: Console, network: str, overrides: tuple[str, ...], **values: Any) -> None:
@@ -302,6 +304,7 @@ def export(console: Console, network: str, overrides: tuple[str, ...], **values:
 @_setting("--tolerance", type=float, default=1e-4, show_default=True, help="Largest relative difference.")
 @_setting("--min-sqnr", type=float, metavar="DB", help="Judge by decibels instead.  [default: by the file's precision]")
 @output_option("A .json file for all the checks.")
+@_setting("--target", metavar="NAME", help="Also compare .tflite files in this target's TFLite runtime.")
 @_setting("--trust-pickle", is_flag=True, help="Allow pickled code in files you made yourself.")
 @console_options
 def verify(
@@ -311,6 +314,7 @@ def verify(
     tolerance: float,
     min_sqnr: float | None,
     output: str | None,
+    target: str | None,
     trust_pickle: bool,
 ) -> int:
     """Compare any two of .onnx, .tflite, .pt2 files, folders of prune, runs or workloads. Exit 4 if they differ."""
@@ -318,7 +322,13 @@ def verify(
 
     with console.work():
         done = steps.verify(
-            first, second, tolerance=tolerance, min_sqnr_db=min_sqnr, output=output, trust_pickle=trust_pickle
+            first,
+            second,
+            tolerance=tolerance,
+            min_sqnr_db=min_sqnr,
+            output=output,
+            target=target,
+            trust_pickle=trust_pickle,
         )
     return console.show_verification(done)
 
@@ -368,6 +378,32 @@ def report(console: Console, runs: tuple[str, ...], output: str) -> None:
     with console.work():
         done = measuring.report(runs, Path(output))
     console.show(f"wrote {done['report']} over {len(runs)} run{'' if len(runs) == 1 else 's'}", done)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True)
+@output_option("Zip to write.  [default: model.zip]")
+@_setting("--baseline", is_flag=True, help="Pack the dense files of the run, too.")
+@_setting("--labels", metavar="FILE", help="Names of the classes, one a line.  [default: labels() of the workload]")
+@_setting(
+    "--preprocessing", metavar="FILE", help="TOML with mean, std, ...  [default: preprocessing() of the workload]"
+)
+@_setting("--workload", metavar="WORKLOAD", help="For single files: what they were exported from, for true samples.")
+@_setting("--trust-pickle", is_flag=True, help="Allow pickled code in files you made yourself.")
+@console_options
+def package(console: Console, sources: tuple[str, ...], output: str | None, **values: Any) -> None:
+    """Pack a finished run, or files of one network, with a script that runs them on a device.
+
+    SOURCES: a run directory, or .onnx and .tflite files.
+    """
+    from edgeprune.report.commands import package_text
+
+    with console.work():
+        from edgeprune.pipeline import packaging
+
+        wishes = packaging.Wishes(output=Path(output or "model.zip"), **values)
+        done = packaging.package(sources, wishes, listen=console.listen)
+    console.show(package_text(done), done)
 
 
 @cli.command()
@@ -440,6 +476,8 @@ _KEYS = {
     "lr": "finetune.lr",
     "precision": "export.precisions",
     "calibration": "quantise.calibration",
+    "io": "quantise.io",
+    "layout": "export.layout",
 }
 
 

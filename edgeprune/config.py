@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from edgeprune.errors import ConfigError, ResolveError
-from edgeprune.values import Countable, Json, Precision
+from edgeprune.values import Countable, Json, Layout, Precision
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -291,6 +291,7 @@ class ExportConfig(Section):
 
     `int8` computes on integers, calibrated on true inputs; `int8-dynamic` quantises what products read as it comes;
     `int8-weights` and `fp16` store weights in a quarter and a half, and compute in float32.
+    `layout` `nhwc` puts the channels of 4-D inputs and outputs last.
     `min_sqnr_db` is the least signal-to-quantisation-noise ratio of files that are not float32; unset, it is 40 for
     fp16 and 17 for the others, a cosine of 0.99.
     """
@@ -298,6 +299,7 @@ class ExportConfig(Section):
     formats: tuple[Literal["onnx", "tflite"], ...] = Field(("onnx", "tflite"), min_length=1)
     precisions: tuple[Precision, ...] = Field(("fp32",), min_length=1)
     min_sqnr_db: float | None = Field(None, ge=0, allow_inf_nan=False)
+    layout: Layout = "nchw"
     dynamic_batch: bool = True
     tolerance: float = Field(1e-4, gt=0)
     timeout_s: float = Field(900.0, gt=0)
@@ -319,10 +321,11 @@ class QuantiseConfig(Section):
     ways to choose the range of a tensor that are tried: the one with the best output is taken. `percentile` is the
     share of values that the method of this name covers. Where the output has less than `equalise_db` of
     signal-to-quantisation-noise ratio, equalised channels and corrected biases are tried too. Operators stay in
-    float32 until the output reaches `wanted_db`.
+    float32 until the output reaches `wanted_db`. `io` is the type of the file's inputs and outputs.
     """
 
     calibration: str | None = None
+    io: Literal["float32", "int8", "uint8"] = "float32"
     samples: Count = 128
     methods: tuple[Literal["minmax", "percentile", "entropy", "mse"], ...] = Field(
         ("minmax", "percentile", "entropy", "mse"), min_length=1

@@ -105,7 +105,10 @@ class Console:
         )
         if first.get("min_sqnr_db") is not None:
             difference = f"SQNR {q.decibels(first['sqnr_db'])}, limit {q.check_limit(first)}"
-        error = VerificationError(f"{found['first']} and {found['second']} differ on {first['output']}: {difference}")
+        sides = f"{found['first']} and {found['second']} differ"
+        if "against itself" in first["name"]:
+            sides = f"{first['name']} differs"
+        error = VerificationError(f"{sides} on {first['output']}: {difference}")
         return self.show_error(error, found)
 
     def show_measurements(self, found: Json) -> int:

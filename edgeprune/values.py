@@ -17,6 +17,8 @@ from edgeprune.errors import ConfigError
 Format = Literal["onnx", "tflite"]
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
+Layout = Literal["nchw", "nhwc"]
+LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 Json = dict[str, Any]
 Countable = Literal["macs", "params"]
 COUNTED: dict[Countable, str] = {"macs": "MACs", "params": "parameters"}

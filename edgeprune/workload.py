@@ -50,6 +50,8 @@ OPTIONAL = (
     "test_data",
     "evaluate_outputs",
     "calibration_data",
+    "labels",
+    "preprocessing",
 )
 TEMPLATES = {
     "model": "def model(): return MyNetwork()",
@@ -63,7 +65,8 @@ class Workload:
 
     `inputs` returns a tuple of example tensors, batch first, or a list of such tuples.
     `train_step(model, batch)` returns the loss. `evaluate(model)` returns named metrics; higher is better unless the
-    name ends in `_loss` or `_error`.
+    name ends in `_loss` or `_error`. `labels` returns the names of the classes, and `preprocessing` how raw data become
+    inputs (see `edgeprune.preprocessing`): both describe the files, and neither changes the network.
     """
 
     name: str
@@ -76,6 +79,8 @@ class Workload:
     test_data: Callable[[], Iterable[Any]] | None = None
     evaluate_outputs: Callable[[Iterable[Any]], dict[str, float]] | None = None
     calibration_data: Callable[[], Iterable[Any]] | None = None
+    labels: Callable[[], Iterable[str]] | None = None
+    preprocessing: Callable[[], dict[str, Any]] | None = None
 
 
 def load_workload(reference: str) -> Workload:

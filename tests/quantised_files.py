@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeprune.export.opened import open_artifact
-from edgeprune.export.record import Layout, Record, add_to_tflite, read_record
+from edgeprune.export.record import Layout, Record, add_to_tflite, read_record, with_record
 from edgeprune.values import Precision, TensorSpec
 
 Kind = Literal["int8", "int8-dynamic", "int8-weights"]
@@ -71,6 +71,25 @@ def scales(content: bytes, record: Record) -> dict[str, tuple[float, int]]:
     return {name: (float(scale), int(zero)) for name, (scale, zero) in pairs.items() if scale > 0}
 
 
+def record_of(spec: TensorSpec, layout: Layout = "nchw") -> Record:
+    """Return the record of a network with one input and one output of the same shape."""
+    output = TensorSpec(name="y", shape=spec.shape, dtype=spec.dtype)
+    return Record(inputs=(spec,), outputs=(output,), structure={"kind": "tensor"}, batch=None, values={}, layout=layout)
+
+
+def write_negation_onnx(path: Path, record: Record) -> Path:
+    """Write y = -x of four free sizes, with a record."""
+    from onnx import TensorProto, helper
+
+    axes = ["batch", "a", "b", "c"]
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, axes)]
+    made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, axes)]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "tiny", given, made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.write_bytes(with_record(model.SerializeToString(), ".onnx", record))
+    return path
+
+
 def write_dequantising_onnx(path: Path, scale: float, zero_point: int) -> Path:
     """Write y = -dequantised(x) with x int8 of shape (batch, 3), and a record that says so."""
     from onnx import TensorProto, helper, numpy_helper
@@ -78,7 +97,7 @@ def write_dequantising_onnx(path: Path, scale: float, zero_point: int) -> Path:
     record = Record(
         inputs=(TensorSpec(name="x", shape=(None, 3), dtype="float32"),),
         outputs=(TensorSpec(name="y", shape=(None, 3), dtype="float32"),),
-        structure={"kind": "tensor", "index": 0},
+        structure={"kind": "tensor"},
         batch=None,
         values={"edgeprune": "0", "precision": "int8"},
         quantisation={"x": (scale, zero_point)},
@@ -95,7 +114,5 @@ def write_dequantising_onnx(path: Path, scale: float, zero_point: int) -> Path:
     made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])]
     graph = helper.make_graph(nodes, "tiny", given, made, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = "edgeprune", record.as_text()
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(with_record(model.SerializeToString(), ".onnx", record))
     return path

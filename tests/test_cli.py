@@ -418,7 +418,7 @@ SHORT = (
 SHORT += ("-s", "bench.min_seconds=0.02", "-s", "bench.warmup_seconds=0", "-s", "bench.max_seconds=1")
 
 
-def test_the_steps_one_after_the_other(run: Run) -> None:
+def test_the_steps_one_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("prune", "tiny.py", "--ratio", "0.5", "-o", "small").code == 0
     tuned = run("finetune", "small", "--epochs", "1", "--json")
     assert tuned.code == 0, tuned.err
@@ -431,6 +431,24 @@ def test_the_steps_one_after_the_other(run: Run) -> None:
         assert exported.code == 0, exported.err
         assert "equal" in exported.out
     assert run("verify", "out/model.onnx", "small").code == 0
+    judged = run("verify", "out/model.onnx", "small", "--min-sqnr", "60", "-o", "verify.json")
+    assert judged.code == 0
+    assert "near" in judged.out
+    written = json.loads(Path("verify.json").read_text())
+    assert written["passed"]
+    assert all(check["sqnr_db"] > 60 and check["min_sqnr_db"] == 60 for check in written["checks"])
+    far = run("verify", "out/model.onnx", "out/baseline.onnx", "--min-sqnr", "150", "-o", "far.json")
+    assert far.code == 4
+    assert "SQNR" in far.err
+    assert not json.loads(Path("far.json").read_text())["passed"]
+    assert run("verify", "out/model.onnx", "small", "--min-sqnr", "999").code == 2
+    assert run("verify", "out/model.onnx", "small", "--target", "host").code == 0
+    monkeypatch.delenv("EDGEPRUNE_TFLITE_RUNTIME_PYTHON", raising=False)
+    without = run("verify", "out/model.onnx", "small", "--target", "linux-armv7l")
+    assert without.code == 2
+    assert "fix: export EDGEPRUNE_TFLITE_RUNTIME_PYTHON=" in without.err
+    assert run("verify", "out/model.onnx", "small", "--tolerance", "nan").code == 2
+    assert "far.txt.json" in run("verify", "out/model.onnx", "small", "-o", "far.txt").err
     different = run("verify", "out/model.onnx", "out/baseline.onnx", "--json")
     assert different.code == 4
     assert json.loads(different.out)["error"]["error"] == "VerificationError"

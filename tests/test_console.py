@@ -256,5 +256,9 @@ def test_an_infinite_difference_is_told_in_words(capsys: pytest.CaptureFixture[s
     found: Json = {"passed": False, "first": "a.onnx", "second": "b.onnx", "checks": [check.as_dict()]}
     assert Console().show_verification(found) == 4
     told = capsys.readouterr()
-    assert "max |diff| not finite, relative not finite, limit 1e-04" in told.err
+    assert "a.onnx and b.onnx differ on logits: max |diff| not finite, relative not finite, limit 1e-04" in told.err
     assert "DIFFERS on logits" in told.out
+    name = "a.tflite in tflite-runtime 2.14.0 against itself in ai-edge-litert 2.3.0"
+    noise = {"name": name, "max_rel": 1.0, "sqnr_db": -0.2, "cosine": 0.1, "min_sqnr_db": 17.0}
+    assert Console().show_verification({**found, "checks": [{**check.as_dict(), **noise}]}) == 4
+    assert f"{name} differs on logits: SQNR -0.2 dB, limit 17 dB" in capsys.readouterr().err

@@ -12,7 +12,11 @@ from edgeprune.errors import MissingDependency, ModelError, ResolveError, Verifi
 from edgeprune.export import opened as opened_module
 from edgeprune.export import read_artifact
 from edgeprune.export.opened import open_artifact
+from edgeprune.export.quality import sqnr_db
+from edgeprune.export.record import Layout
+from edgeprune.values import TensorSpec
 from tests.export_networks import converted
+from tests.quantised_files import quantised_tflite, record_of, write_dequantising_onnx, write_negation_onnx
 from tests.tiny_networks import write_dense_onnx, write_difference_onnx, write_lookup_onnx
 
 
@@ -116,3 +120,51 @@ def test_threads_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     open_artifact(write_dense_onnx(tmp_path / "m.onnx"), threads=2)
     open_artifact(tmp_path / "m.onnx", reference=True)
     assert seen == [(2, False), (1, True)]
+
+
+def test_floats_go_into_a_file_of_integers_rounded_and_cut_off(tmp_path: Path) -> None:
+    opened = open_artifact(write_dequantising_onnx(tmp_path / "m.onnx", scale=0.5, zero_point=3))
+    x = np.array([[0.0, 0.6, -0.8], [1e6, -1e6, 62.0]], np.float32)
+    np.testing.assert_array_equal(opened.as_fed([x])[0], np.array([[3, 4, 1], [127, -128, 127]], np.int8))
+    found = opened.run_all([x])[0]
+    np.testing.assert_array_equal(found, [[0.0, -0.5, 1.0], [-62.0, 65.5, -62.0]])
+    inputs, outputs = opened.file_specs()
+    assert (inputs[0].dtype, outputs[0].dtype) == ("int8", "float32")
+    assert opened.inputs[0].dtype == "float32"
+    assert read_artifact(tmp_path / "m.onnx").precision == "int8"
+
+
+def test_an_8_bit_tflite_file_is_called_like_its_network(tmp_path: Path) -> None:
+    source = converted("waves", ".tflite")[0]
+    rng = np.random.default_rng(0)
+    feeds = [[rng.normal(size=(1, 4, 20)).astype(np.float32)] for _ in range(4)]
+    opened = open_artifact(quantised_tflite(source, tmp_path / "m.tflite", "int8", feeds))
+    assert opened.file_specs()[0][0].dtype == "int8"
+    assert opened.as_fed(feeds[0])[0].dtype == np.int8
+    for a, b in zip(open_artifact(source).run(feeds[0]), opened.run(feeds[0]), strict=True):
+        assert b.dtype == np.float32
+        assert sqnr_db(a, b) > 15
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_file_with_channels_last_is_called_like_its_network(tmp_path: Path, layout: Layout) -> None:
+    """The file moves axes itself, so that what the network's layout gives is known."""
+    spec = TensorSpec(name="x", shape=(None, 2, 3, 4), dtype="float32")
+    path = write_negation_onnx(tmp_path / "m.onnx", record_of(spec, layout))
+    opened = open_artifact(path)
+    x = np.arange(48, dtype=np.float32).reshape(2, 2, 3, 4)
+    fed, found = opened.as_fed([x])[0], opened.run([x])[0]
+    assert fed.shape == ((2, 2, 3, 4) if layout == "nchw" else (2, 3, 4, 2))
+    np.testing.assert_array_equal(found, -x)
+    assert opened.run_all([x[:1]])[0].shape == (1, 2, 3, 4)
+
+
+def test_reference_arithmetic_gives_the_same_numbers() -> None:
+    for suffix in (".onnx", ".tflite"):
+        path = converted("everything", suffix)[0]
+        usual, slow = open_artifact(path), open_artifact(path, reference=True)
+        rng = np.random.default_rng(0)
+        arrays = [rng.normal(size=(1, 3, 10, 10)).astype(np.float32), rng.integers(2, 11, (1, 4))]
+        for a, b in zip(usual.run(arrays), slow.run(arrays), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        assert usual.runtime.split()[0] in ("onnxruntime", "ai-edge-litert")

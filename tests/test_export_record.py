@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,34 @@ def write_onnx(path: Path, text: str | None) -> Path:
 def test_a_record_comes_back_from_onnx(tmp_path: Path, batch: int | None) -> None:
     record = a_record(batch)
     assert read_record(write_onnx(tmp_path / "m.onnx", record.as_text())) == record
+
+
+def test_layout_and_quantisation_come_back(tmp_path: Path) -> None:
+    plain = a_record(1)
+    record = replace(plain, quantisation={"x": (0.0078125, -3)}, layout="nhwc")
+    assert read_record(write_onnx(tmp_path / "m.onnx", record.as_text())) == record
+    found = read_record(write_onnx(tmp_path / "n.onnx", plain.as_text()))
+    assert found is not None
+    assert (found.layout, found.quantisation) == ("nchw", {})
+    assert "layout" not in json.loads(plain.as_text())
+    assert set(record.metadata()) == set(plain.metadata())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"layout": "nwhc"},
+        {"quantisation": "{"},
+        {"quantisation": '{"x": [0, 1]}'},
+        {"quantisation": '{"x": ["NaN", 1]}'},
+        {"quantisation": '{"x": [1.0]}'},
+        {"quantisation": '["x"]'},
+    ],
+)
+def test_a_layout_or_a_scale_that_means_nothing_is_damage(tmp_path: Path, wrong: dict[str, str]) -> None:
+    text = json.dumps(json.loads(a_record(1).as_text()) | wrong)
+    with pytest.raises(ResolveError, match="damaged"):
+        read_record(write_onnx(tmp_path / "m.onnx", text))
 
 
 def test_a_file_without_a_record_is_fine(tmp_path: Path) -> None:

@@ -18,12 +18,15 @@ from torch import nn
 from edgeprune.errors import ConfigError, ResolveError, VerificationError
 from edgeprune.export import export, require, verify_pair
 from edgeprune.export import verify as verify_module
+from edgeprune.export.capture import prepare
 from edgeprune.export.feeds import input_sets
 from edgeprune.export.limits import limits_of
+from edgeprune.export.opened import OpenArtifact, open_artifact
 from edgeprune.export.quality import distance
-from edgeprune.export.verify import Side
+from edgeprune.export.verify import Side, verify_artifact
 from edgeprune.values import Check, TensorSpec
-from tests.export_networks import converted, everything, linear
+from tests.export_networks import converted, everything, linear, waves
+from tests.quantised_files import quantised_tflite
 from tests.tiny_networks import write_dense_onnx, write_difference_onnx
 
 SPEC = TensorSpec(name="x", shape=(None, 3), dtype="float32")
@@ -148,6 +151,64 @@ def test_unsigned_integers_and_booleans_have_a_distance() -> None:
     assert distance(np.array([0], np.uint8), np.array([255], np.uint8))[0] == 255
     assert distance(np.array([True, False]), np.array([True, True])) == (1.0, 1.0)
     assert distance(np.zeros((0, 2)), np.zeros((0, 2))) == (0.0, 0.0)
+
+
+class Elsewhere:
+    """A file's own runtime, but for inputs beyond 3, where it answers with noise and no error."""
+
+    name, package, version = "tflite", "ai_edge_litert", "0"
+
+    def __init__(self, opened: OpenArtifact) -> None:
+        self._opened = opened
+        self.inputs, self.outputs = opened.infos()
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        found = self._opened.run(arrays)
+        return found if arrays[0].max() < 3 else [-value for value in found]
+
+
+@pytest.mark.parametrize("kind", ["int8-weights", "int8-dynamic"])
+def test_kernels_that_are_wrong_without_an_error_are_found_beside_the_users_inputs(tmp_path: Path, kind: Any) -> None:
+    """The user's inputs stay below 3; edge values and random inputs reach 4, as one sample of the data does."""
+    model, (x,) = waves()
+    subject = prepare(model, (x.clamp(-2, 2),), [(torch.full_like(x, 4.0),)])
+    feeds = [[x.clamp(-2, 2).numpy()]]
+    opened = open_artifact(quantised_tflite(converted("waves", ".tflite")[0], tmp_path / "m.tflite", kind, feeds))
+    limits, examples = limits_of(kind), [(x.clamp(-2, 2),)]
+    good = verify_artifact(subject, opened, examples=examples, limits=limits, name="m")
+    assert all(check.passed for check in good), [check for check in good if not check.passed]
+    assert {check.name for check in good} == {"m against the network", "m against reference arithmetic"}
+    wrong = opened.in_runtime(Elsewhere(opened), "m")
+    checks = verify_artifact(subject, wrong, examples=examples, limits=limits, name="m")
+    failed = {check.inputs for check in checks if not check.passed}
+    assert failed == {"random inputs", "random inputs, 3 samples", "edge values"}
+    with pytest.raises(VerificationError, match=r"against reference arithmetic: .* has an SQNR of"):
+        require(checks)
+
+
+def test_a_quantised_file_is_judged_by_its_own_precision(tmp_path: Path) -> None:
+    model, inputs = waves()
+    source = converted("waves", ".tflite")[0]
+    path = quantised_tflite(source, tmp_path / "m.tflite", "int8-weights", [[inputs[0].numpy()]])
+    checks = verify_pair(path, model, inputs=inputs)
+    assert [check.inputs for check in checks if check.output == "output_0"] == ["user inputs", "user inputs again"]
+    assert all(check.passed and check.min_sqnr_db == 17 for check in checks)
+    assert all(check.passed for check in verify_pair(path, source))
+    strict = verify_pair(path, model, inputs=inputs, min_sqnr_db=120)
+    assert not any(check.passed for check in strict if check.output == "output_0")
+
+
+def test_inputs_that_the_network_does_not_take_are_no_edges() -> None:
+    class Picky(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if bool((x == x.flatten()[0]).all()):
+                raise ValueError("a constant image")
+            return torch.log(x.abs().sum((1, 2)) - 3)
+
+    x = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
+    checks = verify_pair(Picky(), Picky(), inputs=(x,))
+    assert all(check.passed for check in checks)
+    assert len(checks) >= 4
 
 
 def test_the_worst_failure_is_raised_with_its_place() -> None:

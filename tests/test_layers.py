@@ -22,7 +22,7 @@ WRITTEN += sorted((ROOT / "benchmarks" / "workloads").glob("*.py"))
 # From the bottom up. A module imports from its own layer and from those below it.
 LAYERS = (
     ("version", "errors", "values"),
-    ("config", "targets", "workload", "demo"),
+    ("config", "targets", "workload", "demo", "preprocessing"),
     ("graph", "rules"),
     ("pruning",),
     ("compact",),
@@ -34,7 +34,7 @@ LAYERS = (
     ("export",),
     ("bench",),
     ("search", "advice"),
-    ("report",),
+    ("report", "bundle"),
     ("rundir",),
     ("pipeline",),
     ("console",),

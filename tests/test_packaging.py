@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = sorted(path.name for path in (ROOT / "targets").glob("*.toml"))
 MAKE = shutil.which("make")
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", ".data", "runs", "build", "dist"
+    ".git", ".venv*", "*.egg-info", "__pycache__", ".*_cache", ".data", "runs", "build", "dist"
 )
 
 # Prints where the profiles are found and which, and that the other data files are there.
 LOOK = """
-import edgeprune, edgeprune.demo, edgeprune.report
+import edgeprune, edgeprune.bundle, edgeprune.demo, edgeprune.report
 from importlib.resources import files
 from pathlib import Path
 from edgeprune.targets import find_target, list_targets, profiles_folder
@@ -39,6 +39,7 @@ assert find_target("host").name == "host"
 assert files("edgeprune.demo").joinpath("digits.npz").is_file()
 assert files("edgeprune.demo").joinpath("digits.safetensors").is_file()
 assert files("edgeprune.report").joinpath("template.html").is_file()
+assert files("edgeprune.bundle").joinpath("predict.cpp.jinja").is_file()
 print(profiles_folder().resolve())
 print(*(target.name + ".toml" for target in list_targets()))
 """

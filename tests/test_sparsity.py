@@ -21,11 +21,12 @@ from edgeprune.cli import main
 from edgeprune.config import RunConfig
 from edgeprune.errors import ConfigError, NothingToPrune, VerificationError
 from edgeprune.export import zeros_in
+from edgeprune.export.sizes import compressed_bytes
 from edgeprune.pipeline import stages
 from edgeprune.pipeline.compress import RunResult, compress, resume
 from edgeprune.pipeline.folders import load_masks, load_state, open_pruned
 from edgeprune.pipeline.prepare import default_output, prepare
-from edgeprune.pipeline.sparsity import compressed_bytes, lost_zeros
+from edgeprune.pipeline.sparsity import lost_zeros
 from edgeprune.pruning import Masks
 from edgeprune.values import Json
 from tests.test_pipeline import TINY, _config, _states

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from edgeprune.errors import ConfigError, ResolveError
-from edgeprune.targets import find_target, list_targets, profiles_folder, read_target
+from edgeprune.targets import (
+    TFLITE_RUNTIME_PYTHON,
+    find_target,
+    list_targets,
+    profiles_folder,
+    read_target,
+    refused,
+    tflite_runtime_python,
+)
+from edgeprune.values import PRECISIONS
 
 PROFILE = """\
 schema_version = 1
@@ -96,3 +106,32 @@ def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for name in ("none.toml", "folder.toml"):
         with pytest.raises(ResolveError, match="cannot read target"):
             find_target(str(tmp_path / name))
+
+
+def test_what_a_target_cannot_have_is_refused_with_the_reason() -> None:
+    host, board, phone = (find_target(name) for name in ("host", "linux-armv7l", "android-arm64"))
+    assert board.tflite_package == "tflite-runtime"
+    for precision in PRECISIONS:
+        assert refused(precision, "onnx", host) is None
+        assert refused(precision, "tflite", host) is None
+        assert refused(precision, "onnx", phone) == "android-arm64 has no ONNX Runtime"
+        reason = refused(precision, "tflite", board)
+        assert (reason is not None) == (precision == "int8-dynamic")
+    assert "wrong results and no error" in str(refused("int8-dynamic", "tflite", board))
+    only_onnx = host.model_copy(update={"runtimes": ("onnxruntime",)})
+    assert refused("fp32", "tflite", only_onnx) == "host has no TFLite runtime"
+
+
+def test_the_interpreter_of_tflite_runtime_comes_from_the_environment_or_the_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PROFILE + f'tflite_package = "tflite-runtime"\ntflite_python = "{sys.executable}"\n')
+    monkeypatch.delenv(TFLITE_RUNTIME_PYTHON, raising=False)
+    assert tflite_runtime_python() is None
+    assert tflite_runtime_python(find_target("linux-armv7l")) is None
+    assert tflite_runtime_python(find_target(str(path))) == sys.executable
+    monkeypatch.setenv(TFLITE_RUNTIME_PYTHON, str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=TFLITE_RUNTIME_PYTHON) as caught:
+        tflite_runtime_python(find_target(str(path)))
+    assert "venv" in str(caught.value.fix)

@@ -23,7 +23,7 @@ from edgeprune.export import tflite as tflite_format
 from edgeprune.export.quiet import quiet
 from edgeprune.export.record import Record, own_values
 from edgeprune.quantise import Quantisation
-from edgeprune.values import PRECISIONS, Artifact, Check, Json, Notice, Precision
+from edgeprune.values import LAYOUTS, PRECISIONS, Artifact, Check, Json, Layout, Notice, Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +59,7 @@ class _Task:
     calibration: Iterable[Any] | None
     quantisation: Quantisation
     source: Path | None
+    layout: Layout
 
 
 def export(
@@ -76,6 +77,7 @@ def export(
     quantisation: Quantisation | None = None,
     min_sqnr_db: float | None = None,
     source: str | Path | None = None,
+    layout: Layout = "nchw",
 ) -> Exported:
     """Write a network as a file that was proved equal to it.
 
@@ -93,6 +95,7 @@ def export(
         quantisation: How int8 ranges are chosen, and which operators may stay in float32.
         min_sqnr_db: Least signal-to-quantisation-noise ratio of a file that is not float32; by default that of its
             precision.
+        layout: `nhwc` puts the channels of all 4-D inputs and outputs of the file last.
         source: The verified float32 file of the same network and format, if there is one: saves a conversion.
 
     Raises:
@@ -110,6 +113,12 @@ def export(
         near = difflib.get_close_matches(precision, PRECISIONS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"precision '{precision}' is not known{hint}", fix=f"one of {', '.join(PRECISIONS)}")
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout '{layout}' is not known", fix=f"one of {', '.join(LAYOUTS)}")
+    quantisation = quantisation or Quantisation()
+    if quantisation.io != "float32" and precision != "int8":
+        text = f"{precision} files have float32 inputs and outputs, not {quantisation.io}"
+        raise ConfigError(text, fix="--io float32, or --precision int8")
     _PACKAGES[target.suffix]()
     task = _Task(
         target=target,
@@ -120,8 +129,9 @@ def export(
         timeout_s=timeout_s,
         min_sqnr_db=min_sqnr_db,
         calibration=calibration,
-        quantisation=quantisation or Quantisation(),
+        quantisation=quantisation,
         source=Path(source) if source is not None else None,
+        layout=layout,
     )
     try:
         with _work_folder(target) as work:
@@ -182,6 +192,7 @@ def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path, log_pa
     """Return a float32 file in another precision."""
     import torch
 
+    from edgeprune.export.capture import channels_last
     from edgeprune.export.equalise import asymmetric, rewrite_equalised, symmetric
     from edgeprune.export.precision import lower
     from edgeprune.export.record import read_record
@@ -196,6 +207,8 @@ def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path, log_pa
     def equalised(samples: Sequence[Sequence[np.ndarray]]) -> Path:
         rounded = asymmetric if made.suffix == ".onnx" else symmetric
         tensors = [tuple(torch.from_numpy(array) for array in sample) for sample in samples]
+        if task.layout == "nhwc":
+            tensors = [channels_last(sample) for sample in tensors]
         other = made.with_name(f"equalised{made.suffix}")
         _convert(subject, task, other, log_path, (rewrite_equalised(tensors, rounded),))
         return other
@@ -264,20 +277,21 @@ def _convert(
 
     free = task.dynamic_batch and task.target.suffix == ".onnx"
     reason = subject.reason
+    rewrites = (*(FOR_ALL if task.target.suffix == ".onnx" else FOR_TFLITE), *further)
     if free and subject.batch is None:
         try:
-            record = _record(subject, None, task)
-            onnx_format.convert_to_onnx(capture(subject, dynamic=True, rewrites=(*FOR_ALL, *further)), record, made)
+            program = capture(subject, dynamic=True, rewrites=rewrites, layout=task.layout)
+            onnx_format.convert_to_onnx(program, _record(subject, None, task), made)
         except ExportError as error:
             reason = error.message
         else:
             return ()
     batch = subject.batch or 1
     record = _record(subject, batch, task)
+    program = capture(subject, dynamic=False, rewrites=rewrites, layout=task.layout)
     if task.target.suffix == ".onnx":
-        onnx_format.convert_to_onnx(capture(subject, dynamic=False, rewrites=(*FOR_ALL, *further)), record, made)
+        onnx_format.convert_to_onnx(program, record, made)
     else:
-        program = capture(subject, dynamic=False, rewrites=(*FOR_TFLITE, *further))
         tflite_format.convert_to_tflite(program, record, made, timeout_s=task.timeout_s, log=log)
     if free or batch != 1:
         text = f"{task.target.name} takes batches of exactly {batch}: {reason}"
@@ -292,6 +306,7 @@ def _record(subject: Subject, batch: int | None, task: _Task) -> Record:
         structure=subject.structure,
         batch=batch,
         values=own_values(task.precision, task.metadata),
+        layout=task.layout,
     )
 
 

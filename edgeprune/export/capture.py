@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 from edgeprune.errors import EdgePruneError, ExportError, ModelError
 from edgeprune.export.rewrite import FOR_ALL, Rewrite
 from edgeprune.export.structure import flatten, unique_names
-from edgeprune.values import Json, TensorSpec
+from edgeprune.values import Json, Layout, TensorSpec
 from edgeprune.workload import user_line
 
 _LOG = logging.getLogger(__name__)
@@ -113,13 +113,37 @@ def prepare(model: nn.Module, inputs: Sequence[torch.Tensor], more: Sequence[Ten
     )
 
 
-def capture(subject: Subject, *, dynamic: bool, rewrites: Sequence[Rewrite] = FOR_ALL) -> torch.export.ExportedProgram:
+class ChannelsLast(nn.Module):
+    """A flat network whose 4-D inputs and outputs have their channels last, as cameras and TFLite have them."""
+
+    def __init__(self, network: FlatNetwork) -> None:
+        super().__init__()
+        self.network = network.network
+
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
+        """Return the outputs, channels last."""
+        leaves, _ = flatten(self.network(*(_turned(tensor, (0, 3, 1, 2)) for tensor in tensors)))
+        return tuple(_turned(tensor, (0, 2, 3, 1)) for _, tensor in leaves)
+
+
+def channels_last(tensors: Sequence[torch.Tensor]) -> Tensors:
+    """Return tensors with the channels of 4-D ones last."""
+    return tuple(_turned(tensor, (0, 2, 3, 1)) for tensor in tensors)
+
+
+def _turned(tensor: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    return tensor.permute(order) if tensor.dim() == 4 else tensor
+
+
+def capture(
+    subject: Subject, *, dynamic: bool, rewrites: Sequence[Rewrite] = FOR_ALL, layout: Layout = "nchw"
+) -> torch.export.ExportedProgram:
     """Return the network's graph, rewritten for a converter, with a free batch or at the size of its examples.
 
     Raises:
         ExportError: Its forward cannot be captured; `where` is the user's line.
     """
-    examples = subject.examples
+    examples, network = subject.examples, cast(nn.Module, subject.network)
     shapes: Any = None
     if dynamic:
         # torch.export treats a size of 1 as fixed, so the example needs two samples.
@@ -129,11 +153,16 @@ def capture(subject: Subject, *, dynamic: bool, rewrites: Sequence[Rewrite] = FO
         )
         axis = torch.export.Dim("batch")
         shapes = (tuple({0: axis} if spec.shape[:1] == (None,) else {} for spec in subject.inputs),)
+    if layout == "nhwc":
+        examples, network = (
+            tuple(tensor.contiguous() for tensor in channels_last(examples)),
+            ChannelsLast(subject.network),
+        )
     first: Exception | None = None
     for strict in (False,) if dynamic else (False, True):
         try:
             with torch.no_grad():
-                program = torch.export.export(subject.network, examples, dynamic_shapes=shapes, strict=strict)
+                program = torch.export.export(network, examples, dynamic_shapes=shapes, strict=strict)
                 return _rewritten(program, examples, shapes, rewrites)
         except Exception as error:  # noqa: BLE001 capture runs the user's code, which may raise anything
             _LOG.info("torch.export (strict=%s, dynamic=%s) failed: %s", strict, dynamic, error)

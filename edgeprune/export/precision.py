@@ -80,26 +80,16 @@ def lower(
         ModelError: They do not fit the network.
         ExportError: The quantiser failed.
     """
-    file = open_float(source)
-    facts: Json | None = None
-    samples: tuple[tuple[np.ndarray, ...], ...] = ()
-    notices: tuple[Notice, ...] = ()
-    if precision == "fp16":
-        content = file.half()
-    elif precision == "int8-weights":
-        content = file.integer_weights()
-    elif precision == "int8-dynamic":
-        content = file.dynamic()
-    else:
+    if precision == "int8":
         if calibration is None:
             raise ConfigError(
                 "int8 needs calibration data: a hundred true inputs, prepared as in training",
                 fix="--calibration FILE.npz, or a workload with  def calibration_data(): ...",
             )
-        int8, samples, notices = _int8(source, subject, calibration, settings, equalised, name)
-        content, facts = int8.content, int8.as_dict()
-    content = with_record(content, source.suffix, record)
-    return Lowered(content=content, facts=facts, samples=samples, notices=notices)
+        return _int8(source, record, subject, calibration, settings, equalised, name)
+    file = open_float(source)
+    content = {"fp16": file.half, "int8-weights": file.integer_weights, "int8-dynamic": file.dynamic}[precision]()
+    return Lowered(content=with_record(content, source.suffix, record))
 
 
 @dataclass(slots=True)
@@ -127,12 +117,13 @@ class _Candidates:
 
 def _int8(
     source: Path,
+    record: Record,
     subject: Subject,
     calibration: Iterable[Any],
     settings: Quantisation,
     equalised: Equalised | None,
     name: str,
-) -> tuple[Int8, tuple[tuple[np.ndarray, ...], ...], tuple[Notice, ...]]:
+) -> Lowered:
     seen, kept = Seen(), list[list[np.ndarray]]()
     read = kept_samples(samples_of(calibration, subject, settings.samples, seen), _KEPT_BYTES, kept)
     plain = open_float(source)
@@ -140,7 +131,7 @@ def _int8(
     check_seen(seen, subject.inputs)
     few = kept[: _MEASURED if source.stat().st_size < _BIG_BYTES else _MEASURED_BIG]
     measured = _Candidates(few, [subject.run(sample) for sample in few], source.with_name(f"candidate{source.suffix}"))
-    file, whole = _whole(plain, counts, measured, settings)
+    chosen, (file, whole) = source, _whole(plain, counts, measured, settings)
     if equalised is not None and _WORST_DB < whole.sqnr_db < settings.equalise_db:
         other_source = equalised(kept)
         other_plain, feeds = open_float(other_source), map(open_artifact(other_source).feeds, kept)
@@ -148,7 +139,7 @@ def _int8(
         other_file, other = _whole(other_plain, other_counts, measured, settings)
         methods = whole.methods | {f"{method}, equalised": value for method, value in other.methods.items()}
         if other.sqnr_db > whole.sqnr_db:
-            file, whole = other_file, replace(other, equalised=True)
+            chosen, file, whole = other_source, other_file, replace(other, equalised=True)
         whole = replace(whole, methods=methods)
 
     def accept(sqnr: float, content: bytes) -> bool:
@@ -159,8 +150,15 @@ def _int8(
 
     if not accept(whole.sqnr_db, whole.content):
         whole = mixed(file, whole, measured.measure, accept, settings.on_progress)
-    unwritten = {operator.kind for operator in plain.operators() if operator.name in file.never}
-    return whole, tuple(tuple(sample) for sample in few), tuple(_notices(whole, seen, unwritten, name))
+    made, floats = open_float(chosen), whole.floats | file.never
+    content, ends = made.with_ends(whole.ranges, floats, settings.io)
+    unwritten = {operator.kind for operator in made.operators() if operator.name in file.never}
+    return Lowered(
+        content=with_record(content, source.suffix, replace(record, quantisation=ends)),
+        facts=whole.as_dict(),
+        samples=tuple(tuple(sample) for sample in few),
+        notices=tuple(_notices(whole, seen, unwritten, name)),
+    )
 
 
 def _whole(

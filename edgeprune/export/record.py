@@ -11,15 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeprune.errors import ResolveError
 from edgeprune.quantise.flatbuffer import packed, unpacked
-from edgeprune.values import Json, Precision, TensorSpec
+from edgeprune.values import Json, Layout, Precision, TensorSpec
 from edgeprune.version import VERSION
 
 KEY = "edgeprune"
-Layout = Literal["nchw", "nhwc"]
 _OWN = ("inputs", "outputs", "structure")
 
 
@@ -98,7 +97,7 @@ def read_record(path: Path) -> Record | None:
             quantisation={name: _scale(pair) for name, pair in quantisation.items()},
             layout="nhwc" if layout == "nhwc" else "nchw",
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ResolveError(
             f"the edgeprune record in {path} is damaged: {error}", fix="export the file again"
         ) from error

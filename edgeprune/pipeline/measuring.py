@@ -96,6 +96,18 @@ def open_artifact(path: Path) -> Artifact:
     return read_artifact(path)
 
 
+def inspect_artifact(path: Path) -> Json:
+    """Return what an `.onnx` or `.tflite` file says of itself, and its sizes: compressed, and by weight.
+
+    Raises:
+        ResolveError: The file cannot be read.
+    """
+    artifact = open_artifact(path)
+    from edgeprune.export.sizes import sizes_of
+
+    return {"artifact": artifact.as_dict(), "sizes": sizes_of(path).as_dict()}
+
+
 def compare_rows(rows: Sequence[Measurement], practical: float) -> list[Comparison]:
     """Compare every measured row with the baseline of its format and threads; failed rows are left out."""
     from edgeprune.bench import compare as compare_measurements

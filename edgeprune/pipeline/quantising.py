@@ -105,5 +105,6 @@ def quantisation(
         equalise_db=config.equalise_db,
         wanted_db=config.wanted_db,
         accept=accept,
+        io=config.io,
         on_progress=progress,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.pruning import Masks
-
-_CHUNK = 1 << 20
 
 
 def sparsified(model: nn.Module, config: SparsifyConfig) -> tuple[Masks, Json]:
@@ -67,16 +64,9 @@ def lost_zeros(path: Path, masks: Masks | None) -> tuple[Notice, ...]:
 
 def file_rows(paths: Iterable[Path]) -> list[Json]:
     """Return the bytes of files as they are and deflated, as in a zip archive or an app package."""
+    from edgeprune.export.sizes import compressed_bytes
+
     return [
         {"name": path.name, "size_bytes": path.stat().st_size, "compressed_bytes": compressed_bytes(path)}
         for path in paths
     ]
-
-
-def compressed_bytes(path: Path) -> int:
-    """Return how many bytes a file has after deflate at zlib's default level."""
-    pressed, total = zlib.compressobj(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            total += len(pressed.compress(chunk))
-    return total + len(pressed.flush())

@@ -19,7 +19,7 @@ from edgeprune.pipeline.digests import code_digest, seeded, state_digest
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.gradual import gradual_settings, pruned_weights, recipe_of
-from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES, open_artifact
+from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES
 from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of, true_samples
 from edgeprune.pipeline.prepare import align_of, check_format_packages, check_functions, check_settings
 from edgeprune.pipeline.quantising import calibration_batches, quantisation
@@ -35,7 +35,7 @@ from edgeprune.pipeline.tuning import (
     tuned,
     tuning_notice,
 )
-from edgeprune.targets import find_target
+from edgeprune.targets import TFLITE_RUNTIME_PYTHON, find_target, tflite_runtime_python
 from edgeprune.values import Json, Notice, finite
 from edgeprune.version import VERSION
 from edgeprune.workload import load_workload
@@ -79,15 +79,6 @@ def inspect(config: RunConfig) -> Json:
         "groups": groups,
         "blocks": [row | {"macs_share": macs_of(graph, row["name"])} for row in blocks],
     }
-
-
-def inspect_artifact(path: Path) -> Json:
-    """Return what an `.onnx` or `.tflite` file says of itself.
-
-    Raises:
-        ResolveError: The file cannot be read.
-    """
-    return {"artifact": open_artifact(path).as_dict()}
 
 
 def _check_at_once(config: RunConfig) -> None:
@@ -356,6 +347,7 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
         calibration=calibration,
         quantisation=quantisation(config.quantise, listen, str(path)),
         min_sqnr_db=config.export.min_sqnr_db,
+        layout=config.export.layout,
     )
     # Integers are no floating-point zeros, and what was small may become one.
     masks = loaded.masks if precision == "fp32" else None
@@ -379,6 +371,7 @@ def verify(
     tolerance: float,
     min_sqnr_db: float | None = None,
     output: str | None = None,
+    target: str | None = None,
     trust_pickle: bool = False,
 ) -> Json:
     """Compare any two of `.onnx`, `.tflite`, `.pt2`, a folder of `prune`, a run or a workload.
@@ -386,14 +379,17 @@ def verify(
     Args:
         min_sqnr_db: Decibels that decide, instead of those of the files' precision.
         output: A `.json` file for the result.
+        target: Where its TFLite runtime is tflite-runtime, `.tflite` files are compared with themselves in that too.
 
     Raises:
         ResolveError: One of them cannot be read.
         ConfigError: A limit is not a number that can be compared with.
     """
     from edgeprune.export.limits import check_limits
+    from edgeprune.export.tflite_runtime import verify_in_tflite_runtime
 
     check_limits(tolerance, min_sqnr_db)
+    python = _tflite_runtime(target) if target is not None else None
     if output is not None and not output.endswith(".json"):
         raise ConfigError(f"'{output}' is no .json file", fix=f"-o {output}.json")
     from edgeprune.export import verify_pair
@@ -414,8 +410,30 @@ def verify(
         sides.append(module)
         inputs = inputs if inputs is not None else example
     checks = verify_pair(sides[0], sides[1], inputs=inputs, tolerance=tolerance, min_sqnr_db=min_sqnr_db)
+    for side in sides:
+        if python is not None and isinstance(side, Path) and side.suffix == ".tflite":
+            examples = [inputs] if inputs is not None else []
+            checks += verify_in_tflite_runtime(side, examples=examples, python=python)
     passed = all(check.passed for check in checks)
     found: Json = {"first": first, "second": second, "passed": passed, "checks": [c.as_dict() for c in checks]}
     if output is not None:
         rundir.write_atomic(Path(output), json.dumps(found, indent=2, allow_nan=False) + "\n")
     return found
+
+
+def _tflite_runtime(name: str) -> str | None:
+    """Return the interpreter with tflite-runtime that stands for a target; None where the target has ai-edge-litert.
+
+    Raises:
+        ConfigError: None is known for a target that needs one.
+    """
+    target = find_target(name)
+    if target.tflite_package != "tflite-runtime":
+        return None
+    python = tflite_runtime_python(target)
+    if python is None:
+        raise ConfigError(
+            f"{name} runs files in tflite-runtime, and no interpreter with it is known",
+            fix=f"export {TFLITE_RUNTIME_PYTHON}=FOLDER/bin/python, with tflite-runtime==2.14.0 in it",
+        )
+    return python

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import ExportError
+from edgeprune.quantise.ends import Ends, Io, onnx_with_integer_ends
 from edgeprune.quantise.files import Feeds, Operator, Take
 from edgeprune.quantise.onnx_weights import with_half_weights, with_integer_weights
 from edgeprune.quantise.ranges import Interval
@@ -81,6 +82,11 @@ class OnnxFloat:
             )
             quantizer.quantize_model()
         return bytes(with_integer_weights(quantizer.model.model).SerializeToString())
+
+    def with_ends(self, ranges: Mapping[str, Interval], floats: frozenset[str], io: Io) -> tuple[bytes, Ends]:
+        """Return the int8 file with inputs and outputs of a type, and their scales where they are integers."""
+        content = self.quantise(ranges, floats)
+        return (content, {}) if io == "float32" else onnx_with_integer_ends(content, io)
 
     def dynamic(self) -> bytes:
         """Return the file with integer weights, and matrix products on values that are quantised as they come."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeprune.quantise.ends import Io
 from edgeprune.quantise.ranges import METHODS, Method
 from edgeprune.quantise.search import Progress
 
@@ -21,7 +22,7 @@ class Quantisation:
     `methods` are the ways to choose ranges that are tried. `samples` bounds how many calibration samples are read.
     A file below `equalise_db` is also tried with equalised channels and corrected biases.
     Operators stay in float32 until the output has `wanted_db` of SQNR and `accept`, called with a candidate file,
-    agrees.
+    agrees. `io` is the type of the int8 file's inputs and outputs.
     """
 
     methods: tuple[Method, ...] = METHODS
@@ -30,4 +31,5 @@ class Quantisation:
     wanted_db: float = 20.0
     equalise_db: float = 30.0
     accept: Callable[[Path], bool] | None = None
+    io: Io = "float32"
     on_progress: Progress = _no_progress

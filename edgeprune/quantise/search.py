@@ -49,8 +49,8 @@ class Int8:
     """An int8 file and how it was chosen.
 
     `methods` has the output SQNR in dB of every way to choose ranges that was tried, and `equalised` whether the file
-    comes from the equalised network. `ranking` lists the parts, the dearest first, where any had to stay in float32;
-    the first `kept` of them did.
+    comes from the equalised network. `floats` are the operators that stay in float32. `ranking` lists the parts, the
+    dearest first, where any had to stay in float32; the first `kept` of them did.
     """
 
     content: bytes = field(repr=False)
@@ -59,6 +59,7 @@ class Int8:
     methods: dict[str, float]
     sqnr_db: float
     equalised: bool = False
+    floats: frozenset[str] = frozenset()
     ranking: tuple[Part, ...] = ()
     kept: int = 0
 
@@ -70,7 +71,7 @@ class Int8:
             "equalised": self.equalised,
             "ranking": [part.as_dict() for part in self.ranking],
             "kept": self.kept,
-            "floats": sorted(name for part in self.ranking[: self.kept] for name in part.operators),
+            "floats": sorted(self.floats),
         }
 
 
@@ -189,7 +190,8 @@ def mixed(file: FloatFile, whole: Int8, measure: Measure, accept: Accept, on_pro
     def made(kept: int) -> Int8:
         floats = frozenset(name for part in ranking[:kept] for name in part.operators)
         content = file.quantise(whole.ranges, floats)
-        return replace(whole, content=content, sqnr_db=measure(content), ranking=ranking, kept=kept)
+        sqnr = measure(content)
+        return replace(whole, content=content, sqnr_db=sqnr, floats=floats, ranking=ranking, kept=kept)
 
     low, high = 0, len(ranking)
     steps = max(high.bit_length(), 1)

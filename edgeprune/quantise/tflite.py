@@ -8,30 +8,29 @@ the quantiser has them.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from io import StringIO
+from typing import Any
 
 import numpy as np
 
 from edgeprune.errors import ExportError
+from edgeprune.quantise.ends import Ends, Io, tflite_ends
 from edgeprune.quantise.files import Feeds, Operator, Take
 from edgeprune.quantise.flatbuffer import builtin_names, operator_kind, packed, unpacked
 from edgeprune.quantise.ranges import Interval
 
-Io = Literal["float32", "int8", "uint8"]
 _SIGNATURE = "serving_default"
 
 
 class TfliteFloat:
-    """A float32 `.tflite` file, ready to be watched and quantised. `io` is the type of its int8 form's ends."""
+    """A float32 `.tflite` file, ready to be watched and quantised."""
 
-    def __init__(self, content: bytes, io_type: Io = "float32") -> None:
+    def __init__(self, content: bytes) -> None:
         self._content = _with_own_names(content)
-        self._io = io_type
 
     def operators(self) -> tuple[Operator, ...]:
         """Return the operators that the quantiser can put on int8, in the order of the file."""
@@ -65,6 +64,10 @@ class TfliteFloat:
 
     def quantise(self, ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
         """Return the file with int8 activations and weights in all operators but those named."""
+        return self.with_ends(ranges, floats, "float32")[0]
+
+    def with_ends(self, ranges: Mapping[str, Interval], floats: frozenset[str], io: Io) -> tuple[bytes, Ends]:
+        """Return the int8 file with inputs and outputs of a type, and their scales where they are integers."""
         from ai_edge_quantizer import qtyping, quantizer, recipe
 
         names, never = qtyping.TFLOperationName, quantizer.AlgorithmName.NO_QUANTIZE
@@ -76,10 +79,13 @@ class TfliteFloat:
         for name in sorted(floats):
             made.update_quantization_recipe(f"^{re.escape(name)}(;|$)", names.ALL_SUPPORTED, None, never)
             made.add_weight_only_config(f"^{re.escape(name)}(?:;|$)", names.ALL_SUPPORTED, 8)
-        if self._io == "float32":
-            for end in (names.INPUT, names.OUTPUT):
+        for end in (names.INPUT, names.OUTPUT):
+            if io == "float32":
                 made.update_quantization_recipe(".*", end, None, never)
-        return _written(made, {name: _statistics(value) for name, value in ranges.items()})
+            elif io == "uint8":
+                made.update_quantization_recipe(".*", end, _unsigned())
+        content = _written(made, {name: _statistics(value) for name, value in ranges.items()})
+        return content, tflite_ends(content) if io != "float32" else {}
 
     def dynamic(self) -> bytes:
         """Return the file with integer weights, and products on values that are quantised as they come."""
@@ -101,6 +107,19 @@ class TfliteFloat:
         every, casting = qtyping.TFLOperationName.ALL_SUPPORTED, quantizer.AlgorithmName.FLOAT_CASTING
         made.add_weight_only_config(".*", every, 16, algorithm_key=casting)
         return _written(made)
+
+
+def _unsigned() -> Any:
+    """Return the configuration of an end of a file that is uint8, of which the quantiser has no recipe."""
+    from ai_edge_quantizer import qtyping
+
+    unsigned = qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False, dtype=qtyping.TensorDataType.UINT)
+    weights = qtyping.TensorQuantizationConfig(num_bits=8, granularity=qtyping.QuantGranularity.CHANNELWISE)
+    return qtyping.OpQuantizationConfig(
+        activation_tensor_config=unsigned,
+        weight_tensor_config=weights,
+        compute_precision=qtyping.ComputePrecision.INTEGER,
+    )
 
 
 def _written(quantizer: Any, statistics: Any = None) -> bytes:
@@ -178,8 +197,8 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     try:
         with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(StringIO()),
+            contextlib.redirect_stderr(StringIO()),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")

@@ -14,6 +14,8 @@ from edgeprune.values import Json
 if TYPE_CHECKING:
     from edgeprune.targets import Target
 
+_WEIGHTS = 12  # rows of a table of weights
+
 
 def run_text(result: Json, folder: str, width: int) -> str:
     """Return what `compress` ends with: the table, the verdict, the report and the next command."""
@@ -56,14 +58,45 @@ def advice_text(found: Json, width: int) -> str:
     return "\n".join([*lines, f"next: {found['command']}"])
 
 
-def artifact_text(artifact: Json) -> str:
+def artifact_text(found: Json, width: int) -> str:
     """Return what `inspect` shows of an `.onnx` or `.tflite` file."""
+    artifact = found["artifact"]
     lines = [f"{artifact['path']}  {artifact['format']} {artifact['precision']}  {q.size(artifact['size_bytes'])}"]
     for side in ("inputs", "outputs"):
         lines += [f" {side[:-1]:<8}{spec['name']}  {q.shape(spec['shape'])} {spec['dtype']}" for spec in artifact[side]]
     lines += [f" {key}: {value}" for key, value in sorted(artifact["metadata"].items())]
-    lines += [f" sha256: {artifact['sha256']}", f"next: edgeprune bench {artifact['path']}"]
-    return "\n".join(lines)
+    lines += [f" sha256: {artifact['sha256']}", *sizes_lines(found["sizes"], width)]
+    return "\n".join([*lines, f"next: edgeprune bench {artifact['path']}"])
+
+
+def sizes_lines(sizes: Json, width: int) -> list[str]:
+    """Return the sizes of a file: compressed, and its largest weights."""
+    weights, rest = sizes["weights"][:_WEIGHTS], sizes["weights"][_WEIGHTS:]
+    rows = [
+        [
+            row["name"],
+            row["operator"],
+            row["dtype"],
+            q.shape(row["shape"]),
+            q.size(row["size_bytes"]),
+            _share(row),
+        ]
+        for row in weights
+    ]
+    small = f", {q.size(sizes['lzma_bytes'])} with LZMA" if sizes["lzma_bytes"] is not None else ""
+    lines = [
+        f" compressed: {q.size(sizes['deflate_bytes'])} with deflate (a zip, an app package){small}",
+        f" weights: {q.size(sizes['weights_bytes'])} of {q.size(sizes['size_bytes'])}",
+    ]
+    if rows:
+        lines.append(table(["weight", "used by", "dtype", "shape", "size", "share"], rows, "llllrr", width))
+    if rest:
+        lines.append(f" and {len(rest)} smaller ones, {q.size(sum(row['size_bytes'] for row in rest))}")
+    return lines
+
+
+def _share(row: Json) -> str:
+    return f"{row['share']:.1%}"
 
 
 def prune_text(done: Json) -> str:
@@ -125,6 +158,22 @@ def measurements_text(found: Json, width: int) -> str:
     if not found["comparisons"]:
         lines.append(" next: name a second file of the same format to compare it with")
     return "\n".join(lines)
+
+
+def package_text(done: Json) -> str:
+    """Return what `package` ends with: the files, what the bundle holds, and how to use it."""
+    cells = [[row["name"], row["precision"], q.size(row["size_bytes"])] for row in done["files"]]
+    folder = Path(done["bundle"]).stem
+    run = f"unzip {Path(done['bundle']).name} -d {folder}  and  python3 {folder}/predict.py"
+    more = [f"{done['samples']} samples", *([f"{done['labels']} labels"] if done["labels"] else [])]
+    return "\n".join(
+        [
+            table(["file", "precision", "size"], cells, "llr", 100),
+            f" wrote {done['bundle']} {q.size(done['size_bytes'])}: {len(done['contents'])} files, {', '.join(more)}",
+            " it was unpacked and run: every output is as expected",
+            f" next: copy it to the device, then  {run}",
+        ]
+    )
 
 
 def targets_text(targets: Sequence[Target], width: int) -> str:
