@@ -287,7 +287,7 @@ class LoopConfig(Section):
 
 
 class ExportConfig(Section):
-    """Which files to make: every format in every precision.
+    """Which files to make: every format, the pruned network in every precision and the dense one in float32.
 
     `int8` computes on integers, calibrated on true inputs; `int8-dynamic` quantises what products read as it comes;
     `int8-weights` and `fp16` store weights in a quarter and a half, and compute in float32.
