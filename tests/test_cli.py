@@ -256,8 +256,8 @@ BAD = {
     ),
     "no such run": Bad(words="resume runs/none", code=2, texts=("runs/none does not exist",)),
     "no such artifact": Bad(words="bench model.onnx", code=2, texts=("no file model.onnx",)),
-    "an artifact of another kind": Bad(words="bench tiny.py", code=2, texts=("tiny.py is neither .onnx nor .tflite",)),
-    "an export to another format": Bad(words="export tiny.py -o a.mlmodel", code=2, texts=("neither .onnx nor",)),
+    "an artifact of another kind": Bad(words="bench tiny.py", code=2, texts=("tiny.py is none of .onnx, .ort and .tflite",)),
+    "an export to another format": Bad(words="export tiny.py -o a.mlmodel", code=2, texts=("none of .onnx,",)),
     "a run that is not finished": Bad(
         words="report half",
         code=2,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgeprune.errors import ExportError, MissingDependency, StorageError
 from edgeprune.export import export, litert_child
@@ -79,6 +81,41 @@ def test_a_hanging_converter_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
     failed(tmp_path, ExportError, "took longer than 3 s", timeout_s=3)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_converter_that_takes_too_much_memory_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); x = b'1' * 300_000_000; time.sleep(600)"
+    with_child(monkeypatch, tmp_path, code)
+    model, inputs = linear()
+    with pytest.raises(ExportError, match=r"took 0\.\d+ GB of memory, and may have 0\.2 GB") as caught:
+        export(model, inputs, tmp_path / "m.tflite", memory_limit_bytes=200_000_000)
+    assert "export.memory_limit" in (caught.value.fix or "")
+    assert not (tmp_path / "m.tflite").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_memory_below_the_limit_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_child(monkeypatch, tmp_path, "time.sleep(0.3); raise ValueError('came to its end')")
+    model, inputs = linear()
+    with pytest.raises(ExportError, match="came to its end"):
+        export(model, inputs, tmp_path / "m.tflite", memory_limit_bytes=2_000_000_000)
+
+
+def test_a_disk_that_is_full_for_the_real_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converter may write 4 kB, and its file is larger: the write fails as it does on a full disk."""
+    program = tmp_path / "program.pt2"
+    model, inputs = linear(2000)
+    torch.export.save(torch.export.export(model, inputs), str(program))
+    job = {"program": str(program), "output": str(tmp_path / "m.tflite"), "inputs": ["x"], "outputs": ["y"]}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    code = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.argv = sys.argv[1:]\n"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    argv = [sys.executable, "-c", code, litert_child.__file__, str(tmp_path / "job.json")]
+    done = subprocess.run(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    assert done.returncode in (litert_child.STORAGE_EXIT, litert_child.REFUSED_EXIT), done.stderr[-500:]
+    assert "File too large" in done.stderr.splitlines()[-1]
 
 
 def test_a_full_disk_in_the_converter_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,7 @@ def time_artifacts(request: dict[str, Any]) -> dict[str, Any]:
     one is dropped, whatever its value (`stride` says how many rounds stand behind a kept one).
     """
     threads, artifacts = int(request["threads"]), list(request["artifacts"])
-    if len({os.path.splitext(artifact["path"])[1].lower() for artifact in artifacts}) != 1:
+    if len({artifact["path"].lower().endswith(".tflite") for artifact in artifacts}) != 1:
         raise AgentError("request", "one process times artifacts of one runtime")
     rng = random.Random(int(request["seed"]))
     before, import_s = environment(), _import_runtime(artifacts[0]["path"])

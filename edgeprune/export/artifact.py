@@ -185,7 +185,7 @@ def _export(
                 if lowered.samples:
                     examples, told = judged_on(lowered.samples, inputs, more, subject.inputs)
                     notices += told
-            _describe_(made, task)
+            _describe_(made, task, type(model).__name__)
         opened, checks = _verified(subject, examples, task, made, task.precision)
     artifact = describe(target, opened, made.read_bytes())
     _put_in_place(made, target)
@@ -245,7 +245,7 @@ def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path, log_pa
     )
 
 
-def _describe_(made: Path, task: _Task) -> None:
+def _describe_(made: Path, task: _Task, network: str) -> None:
     """Write what model viewers show into a file."""
     from edgeprune.export.description import describe_record
     from edgeprune.export.metadata import describe_file
@@ -256,7 +256,7 @@ def _describe_(made: Path, task: _Task) -> None:
         return
     if record is None:
         return
-    name = record.values.get("workload", task.target.name.partition(".")[0])
+    name = record.values.get("workload", network)
     description = describe_record(record, name=name, preprocessing=task.preprocessing, labels=task.labels)
     made.write_bytes(describe_file(made.read_bytes(), made.suffix, description))
 

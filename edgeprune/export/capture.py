@@ -113,6 +113,31 @@ def prepare(model: nn.Module, inputs: Sequence[torch.Tensor], more: Sequence[Ten
     )
 
 
+class ProgramNetwork(nn.Module):
+    """A program of torch.export as a network: it is past its mode, so that it has no training to leave."""
+
+    def __init__(self, program: nn.Module, positional: int, named: Sequence[str] = ()) -> None:
+        """Wrap what `ExportedProgram.module()` returns.
+
+        Args:
+            positional: How many inputs it takes by position.
+            named: The inputs that it takes by name, after those.
+        """
+        super().__init__()
+        self.program = program
+        self._positional, self._named = positional, tuple(named)
+        self.training = False
+
+    def train(self, mode: bool = True) -> ProgramNetwork:
+        """Return the network as it is: a program refuses to change its mode."""
+        return self
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """Return the program's outputs."""
+        named = zip(self._named, tensors[self._positional :], strict=True)
+        return self.program(*tensors[: self._positional], **dict(named))
+
+
 class ChannelsLast(nn.Module):
     """A flat network whose 4-D inputs and outputs have their channels last, as cameras and TFLite have them."""
 
@@ -249,6 +274,7 @@ def _check_outputs(network: FlatNetwork, examples: Tensors, leaves: list[tuple[s
 def input_names(model: nn.Module, count: int) -> list[str]:
     """Return the names of forward's parameters, numbered where it takes *args."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    model = model.program if isinstance(model, ProgramNetwork) else model
     parameters = inspect.signature(model.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in positional][:count]
     names += [f"input_{index}" for index in range(len(names), count)]

@@ -6,6 +6,7 @@ holds the tensors. No pickled code is written, and none is loaded unless the use
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 REFERENCE = "network.toml"
 WEIGHTS = "weights.safetensors"
 PROGRAM = "pruned.pt2"
+_WEIGHTS_ONLY = (".safetensors", ".pt", ".pth", ".ptl", ".ts")
 _log = logging.getLogger(__name__)
 
 
@@ -173,7 +175,7 @@ def workload_reference(workload: Workload) -> str:
 
 
 def open_network(reference: str, *, weights: str | None = None, trust_pickle: bool = False, seed: int = 0) -> Loaded:
-    """Return the network of a folder of `prune`, of a run directory, or of a workload (dense).
+    """Return the network of a folder of `prune`, of a run directory, of a workload (dense), or of a `.pt2` program.
 
     Args:
         weights: Dense weights; only for a workload.
@@ -183,6 +185,13 @@ def open_network(reference: str, *, weights: str | None = None, trust_pickle: bo
         ModelError: The user's functions failed.
     """
     path = Path(reference)
+    if path.suffix == ".pt2":
+        if weights is not None:
+            raise ResolveError(f"--weights is for a workload; {path} has its own weights", fix="leave out --weights")
+        return _open_program(path, trust_pickle, seed)
+    if path.suffix in _WEIGHTS_ONLY and path.is_file():
+        text, fix = _no_network(path)
+        raise ResolveError(text, fix=fix)
     if path.is_dir():
         if weights is not None:
             raise ResolveError(f"--weights is for a workload; {path} has its own weights", fix="leave out --weights")
@@ -206,6 +215,33 @@ def open_network(reference: str, *, weights: str | None = None, trust_pickle: bo
         seed=seed,
         notices=entered.notices,
     )
+
+
+def _open_program(path: Path, trust_pickle: bool, seed: int) -> Loaded:
+    from edgeprune.workload import as_inputs
+
+    model, inputs = read_program(path, trust_pickle)
+    if not inputs:
+        raise ResolveError(f"{path} holds no example inputs", fix="torch.export.export(model, inputs) keeps them")
+    as_inputs(inputs, f"{path} was captured with", str(path))
+    workload = Workload(name=path.stem, source=str(path), model=lambda: model, inputs=lambda: inputs)
+    return Loaded(
+        source=path, name=path.stem, model=model, inputs=inputs, workload=workload, dense=model, plan=None, seed=seed
+    )
+
+
+def _no_network(path: Path) -> tuple[str, str]:
+    """Return why a file of torch's or safetensors' is no network that can be opened, and what to do."""
+    fix = f"edgeprune export workload.py --weights {path}"
+    if path.suffix == ".safetensors":
+        return f"{path} holds weights, and no network that they belong to", fix
+    script = False
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        script = any("/code/" in name for name in archive.namelist())
+    if script:
+        text = f"{path} is TorchScript, which PyTorch has given up: its graphs cannot be captured"
+        return text, "torch.export.save(torch.export.export(model, inputs), 'net.pt2') writes a program"
+    return f"{path} is a file of torch.save, and unpickling a network runs code from the file", fix
 
 
 def open_pruned(folder: Path, *names: str) -> Loaded:
@@ -310,7 +346,7 @@ def write_program(path: Path, model: nn.Module, inputs: tuple[torch.Tensor, ...]
 
 
 def read_program(path: Path, trust_pickle: bool = False) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """Return the network of a `.pt2` program and the example inputs it was made with.
+    """Return the network of a `.pt2` program and the example inputs it was made with, those by name at the end.
 
     Raises:
         ResolveError: The file cannot be read, or loading it would run pickled code and `trust_pickle` is False.
@@ -328,8 +364,10 @@ def read_program(path: Path, trust_pickle: bool = False) -> tuple[nn.Module, tup
         program = torch.export.load(str(path))
     except (zipfile.BadZipFile, ValueError, KeyError, RuntimeError, OSError) as error:
         raise ResolveError(f"{path} is not a .pt2 program: {error}") from error
-    arguments, _ = program.example_inputs if program.example_inputs is not None else ((), {})
-    return program.module(), tuple(arguments)
+    from edgeprune.export.capture import ProgramNetwork
+
+    arguments, named = program.example_inputs if program.example_inputs is not None else ((), {})
+    return ProgramNetwork(program.module(), len(arguments), tuple(named)), (*arguments, *named.values())
 
 
 def _holds_code(path: Path) -> bool:
