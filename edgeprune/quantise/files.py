@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from edgeprune.errors import ModelError
 from edgeprune.quantise.ranges import Interval
 
 Feeds = Mapping[str, np.ndarray]
@@ -63,3 +64,11 @@ class FloatFile(Protocol):
     def quantise(self, ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
         """Return the file with all operators on integers, but those named; the weights of these are still integers."""
         ...
+
+
+def calibration_error(error: Exception) -> ModelError:
+    """Return the error for a runtime that cannot run the float32 file on a calibration sample."""
+    return ModelError(
+        f"the float32 file cannot run on a calibration sample: {' '.join(str(error).split())[:300]}",
+        fix="look for values in calibration_data() that the network does not take, such as numbers beyond a table",
+    )

@@ -63,8 +63,9 @@ class Histogram:
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(abs(low), abs(high)))
-        places = ((flat + np.float32(self.reach)) * np.float32(_BINS / (2 * self.reach))).astype(np.int32)
-        self.counts += np.bincount(np.clip(places, 0, _BINS - 1), minlength=_BINS)
+        # Scaled by a power of two and rounded down: both are exact, so that equal values share a bin at every reach.
+        places = np.floor(flat * np.float32(_BINS / (2 * self.reach))).astype(np.int32) + _BINS // 2
+        self.counts += np.bincount(places, minlength=_BINS)
 
     def _widen(self, largest: float) -> None:
         if self.reach == 0.0:
@@ -110,7 +111,7 @@ def interval(histogram: Histogram, method: Method, percentile: float = 99.99) ->
     counts[_BINS // 2] = 0
     whole = Interval(low=low, high=high)
     used = np.count_nonzero(counts)
-    if used <= LEVELS or counts.sum() < _ENOUGH * used:
+    if used <= LEVELS or counts.sum() <= _ENOUGH * used:
         return whole  # every bin has a level of its own, or the divergence of so few counts is that of chance
     return _cheapest(histogram.centres, counts, whole, _entropy_cost)
 
