@@ -293,7 +293,8 @@ class ExportConfig(Section):
     `int8-weights` and `fp16` store weights in a quarter and a half, and compute in float32.
     `layout` `nhwc` puts the channels of 4-D inputs and outputs last.
     `min_sqnr_db` is the least signal-to-quantisation-noise ratio of files that are not float32; unset, it is 40 for
-    fp16 and 17 for the others, a cosine of 0.99.
+    fp16 and 17 for the others, a cosine of 0.99. `timeout_s` and `memory_limit`, such as "4GB", are those of the TFLite
+    converter's process.
     """
 
     formats: tuple[Literal["onnx", "tflite"], ...] = Field(("onnx", "tflite"), min_length=1)
@@ -303,6 +304,7 @@ class ExportConfig(Section):
     dynamic_batch: bool = True
     tolerance: float = Field(1e-4, gt=0)
     timeout_s: float = Field(900.0, gt=0)
+    memory_limit: str | None = None
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

@@ -45,7 +45,8 @@ def test_every_precision_is_near_its_network_and_says_what_it_is(name: str, prec
         if np.issubdtype(other.dtype, np.floating):
             assert sqnr_db(other, one) > LEAST_DB[precision]
         else:
-            assert one.dtype == other.dtype and (one == other).mean() > 0.6
+            assert one.dtype == other.dtype
+            assert (one == other).mean() > 0.6
     artifact, record = read_artifact(path), read_record(path)
     assert record is not None
     assert artifact.precision == exported.artifact.precision == record.values["precision"] == precision
@@ -243,7 +244,8 @@ def test_all_operators_in_float_keep_float_ends_where_integers_were_asked_for(tm
     path, settings = tmp_path / f"m{suffix}", Quantisation(io="int8", wanted_db=90.0, methods=("minmax",))
     exported = _int8(path, GOOD, quantisation=settings, min_sqnr_db=17)
     opened, record = open_artifact(path), read_record(path)
-    assert exported.quantisation["floats"] and record is not None
+    assert exported.quantisation["floats"]
+    assert record is not None
     found = opened.run([GOOD[0][0][:1].numpy()])[0]
     model, _ = linear()
     assert sqnr_db(model(GOOD[0][0][:1]).detach().numpy(), found) > 25
