@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune import rundir
 from edgeprune.errors import ConfigError, ExportError, ModelError, VerificationError
+from edgeprune.pipeline.digests import seeded
 from edgeprune.pipeline.folders import load_masks
 from edgeprune.pipeline.gain import better_file
 from edgeprune.pipeline.networks import score_artifact, true_samples
@@ -204,7 +205,12 @@ def _lowered(
         }
         return (name,), facts
 
-    record = run_stage(session, key, lambda: _or_reason(name, work), subject=name)
+    def alike() -> tuple[tuple[str, ...], Json]:
+        # Files that are compared are calibrated on the same samples, whatever their names.
+        with seeded(prepared.config.seed, f"export {file_name('model', form, precision)}"):
+            return work()
+
+    record = run_stage(session, key, lambda: _or_reason(name, alike), subject=name)
     session.notices_of("export", record)
     return record
 

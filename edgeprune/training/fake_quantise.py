@@ -70,13 +70,13 @@ class FakeQuantised(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute a call, with rounded arguments where it is one of the network's products."""
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # recorded calls have their overload behind it
         if name in _PRODUCTS:
             args, kwargs = self._product(_PRODUCTS[name], args, kwargs)
         elif name in _OF_SEVERAL:
             args = [self._weights(value) for value in args]
             kwargs = {key: self._weights(value) for key, value in kwargs.items()}
-        elif name == _NORM and id(args[1] if len(args) > 1 else kwargs.get("running_mean")) in self._statistics:
+        elif name == _NORM and any(id(value) in self._statistics for value in (*args, *kwargs.values())):
             args = (*args[:_TRAINS], False, *args[_TRAINS + 1 :]) if len(args) > _TRAINS else args
             kwargs = kwargs | {"training": False} if len(args) <= _TRAINS else kwargs
         return func(*args, **kwargs)

@@ -226,7 +226,7 @@ class _Training:
         if job.checkpoint is not None and processes.first:
             found, told = find_checkpoint(job.checkpoint, self.identity)
         found, told = processes.from_first((found, told))
-        self.notices = (Notice(code="checkpoint-not-used", text=told),) if told is not None else ()
+        self.notices: tuple[Notice, ...] = (Notice(code="checkpoint-not-used", text=told),) if told is not None else ()
         self.position = found.position if found is not None else Position(sums={})
         self.best: Tensors = found.best if found is not None else {}
         self.network = copy.deepcopy(job.model).train()
