@@ -337,6 +337,16 @@ class QuantiseConfig(Section):
     wanted_db: float = Field(20.0, ge=0, allow_inf_nan=False)
 
 
+class QatConfig(Section):
+    """Quantisation-aware fine-tuning of `epochs` epochs behind the ordinary one, for the int8 files alone.
+
+    `lr` unset, it is a tenth of `finetune.lr`; all other settings are those of `finetune`, without `features`.
+    """
+
+    epochs: int = Field(0, ge=0)
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
 class BenchConfig(Section):
     """How artifacts are timed. `practical` is the smallest relative difference that is called one."""
 
@@ -369,6 +379,7 @@ class RunConfig(Section):
     gradual: GradualConfig = GradualConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
+    qat: QatConfig = QatConfig()
     quantise: QuantiseConfig = QuantiseConfig()
     bench: BenchConfig = BenchConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
