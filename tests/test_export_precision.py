@@ -279,7 +279,7 @@ def test_tokens_beyond_the_table_are_the_datas_fault(tmp_path: Path, suffix: str
 
 
 def test_samples_of_one_batch_that_differ_in_number_are_told(tmp_path: Path) -> None:
+    data = [((inputs("words", 4)[0], inputs("words", 2)[1]),)]
     with pytest.raises(ModelError, match=r"batch 0 has \[2, 4\] samples"):
-        data = [((inputs("words", 4)[0], inputs("words", 2)[1]),)]
         export(network("words"), inputs("words"), tmp_path / "m.onnx", precision="int8", calibration=data,
                source=lowered("words", ".onnx", "fp32")[0])  # fmt: skip
