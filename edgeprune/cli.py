@@ -213,6 +213,7 @@ def sensitivity(console: Console, overrides: tuple[str, ...], ratios: str | None
 @network_options
 @prune_options
 @precision_options
+@_setting("--qat-epochs", type=int, help="Epochs of quantisation-aware training for the int8 files.  [default: 0]")
 @budget_options
 @output_option("Run directory.  [default: runs/NAME-r50]")
 @settings_option
@@ -476,6 +477,7 @@ _KEYS = {
     "epochs": "finetune.epochs",
     "lr": "finetune.lr",
     "precision": "export.precisions",
+    "qat_epochs": "qat.epochs",
     "calibration": "quantise.calibration",
     "io": "quantise.io",
     "layout": "export.layout",

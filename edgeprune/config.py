@@ -337,6 +337,16 @@ class QuantiseConfig(Section):
     wanted_db: float = Field(20.0, ge=0, allow_inf_nan=False)
 
 
+class QatConfig(Section):
+    """Quantisation-aware fine-tuning of `epochs` epochs behind the ordinary one, for the int8 files alone.
+
+    `lr` unset, it is a tenth of `finetune.lr`; all other settings are those of `finetune`, without `features`.
+    """
+
+    epochs: int = Field(0, ge=0)
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
 class BenchConfig(Section):
     """How artifacts are timed. `practical` is the smallest relative difference that is called one."""
 
@@ -369,6 +379,7 @@ class RunConfig(Section):
     gradual: GradualConfig = GradualConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
+    qat: QatConfig = QatConfig()
     quantise: QuantiseConfig = QuantiseConfig()
     bench: BenchConfig = BenchConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
@@ -377,6 +388,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         method, prune, sparsify = self.gradual.method, self.prune, self.sparsify
+        if self.quantise.io != "float32" and "int8" not in self.export.precisions:
+            text = f"quantise.io = '{self.quantise.io}' is for int8 files, and export.precisions has no int8"
+            _refuse(text, "--precision int8, or --io float32")
         if self.gradual.of_weights and sparsify.method not in _BY_AND_BY:
             text = f"gradual.method = '{method}' needs sparsify.method, one of {', '.join(_BY_AND_BY)}"
             _refuse(text, "-s sparsify.method=magnitude -s sparsify.amount=0.8")

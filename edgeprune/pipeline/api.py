@@ -18,7 +18,7 @@ from edgeprune.pipeline.compress import compress as run_compress
 from edgeprune.pipeline.distributed import is_follower
 from edgeprune.pipeline.events import Listener, ignore
 from edgeprune.targets import Target, find_target
-from edgeprune.values import Artifact, Check, Json, Precision
+from edgeprune.values import Artifact, Check, Json, Layout, Precision
 from edgeprune.workload import Workload, as_inputs, load_workload
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def plan(
     section |= {"keep": tuple(keep), "blocks": tuple(blocks), "ratios": dict(ratios or {})}
     section |= {"rules": tuple(map(reference, rules)), "strategy": "layerwise" if layerwise is not None else "at_once"}
     whole = validate({"prune": section, "seed": seed, "layerwise": dict(layerwise or {})}, "plan()")
-    source = None if data is None else (lambda: _iterate(data))
+    source = None if data is None else (lambda: iterate(data))
     trying = None
     if layerwise is not None:
         check_strategy(whole, measured=sensitivity is not None)
@@ -190,7 +190,7 @@ def sensitivity(
         {"prune": section, "seed": seed, "sensitivity": {"ratios": tuple(ratios)}, "finetune": {"metric": metric}},
         "sensitivity()",
     )
-    source = None if data is None else (lambda: _iterate(data))
+    source = None if data is None else (lambda: iterate(data))
     examples = as_inputs(inputs)
     subject = subject_of(
         model,
@@ -326,7 +326,7 @@ def finetune(
     result = train(
         model,
         step=step,
-        data=lambda: _iterate(data),
+        data=lambda: iterate(data),
         config=config,
         evaluate=evaluate,
         teacher=teacher,
@@ -369,7 +369,7 @@ def reconstruct(
     from edgeprune.reconstruct import reconstruct_plan, settings_of
 
     config = validate({"reconstruct": settings}, "reconstruct()").reconstruct
-    found, source = settings_of(config), _iterate(data)
+    found, source = settings_of(config), iterate(data)
     return reconstruct_plan(small, model, plan, as_inputs(inputs), source, found, load_rules(rules)).model
 
 
@@ -377,7 +377,7 @@ def recalibrate(model: nn.Module, data: Batches, *, batches: int = 32) -> nn.Mod
     """Return a copy of the network whose BatchNorm statistics are those of the first batches of the data."""
     from edgeprune.training import recalibrate as exact_statistics
 
-    return exact_statistics(model, itertools.islice(_iterate(data), batches))
+    return exact_statistics(model, itertools.islice(iterate(data), batches))
 
 
 def export(
@@ -388,6 +388,7 @@ def export(
     precision: Precision = "fp32",
     calibration: Batches | str | Path | None = None,
     min_sqnr_db: float | None = None,
+    layout: Layout = "nchw",
     dynamic_batch: bool = True,
     tolerance: float = 1e-4,
     metadata: dict[str, str] | None = None,
@@ -401,7 +402,8 @@ def export(
         calibration: Batches of true inputs, labels allowed, or a `.npz`, `.npy` or `.safetensors` file of them.
         min_sqnr_db: Least signal-to-quantisation-noise ratio of a file that is not float32.
         tolerance: Largest accepted difference of a float32 file, relative to the largest output value.
-        settings: Other settings of the section `quantise`, such as `samples=64` or `wanted_db=30`.
+        layout: `nhwc` puts the channels of 4-D inputs and outputs last.
+        settings: Other settings of the section `quantise`, such as `samples=64`, `wanted_db=30` or `io="int8"`.
 
     Raises:
         ConfigError: The precision is unknown, a setting is out of range, or `int8` has no calibration data.
@@ -415,7 +417,7 @@ def export(
     from edgeprune.pipeline.prepare import check_format_packages
     from edgeprune.pipeline.quantising import file_batches, quantisation
 
-    config = validate({"quantise": settings}, "export()").quantise
+    config = validate({"quantise": settings, "export": {"precisions": [precision]}}, "export()").quantise
     check_format_packages([Path(path).suffix[1:]], [precision])
     if isinstance(calibration, str | Path):
         calibration = file_batches(Path(calibration), model, inputs)
@@ -428,8 +430,9 @@ def export(
         metadata=metadata,
         tolerance=tolerance,
         calibration=calibration() if callable(calibration) else calibration,
-        quantisation=quantisation(config, ignore, str(path)),
+        quantisation=quantisation(config, ignore, str(path), precision),
         min_sqnr_db=min_sqnr_db,
+        layout=layout,
     )
     return exported.artifact
 
@@ -530,7 +533,12 @@ def compress(workload: str | Workload, config: RunConfig | None = None) -> RunRe
     return run_compress(settings.model_copy(update={"workload": loaded.source}), loaded)
 
 
-def _iterate(data: Batches | None) -> Iterable[Any]:
+def iterate(data: Batches | None) -> Iterable[Any]:
+    """Return the batches of one epoch.
+
+    Raises:
+        ConfigError: The data is an iterator, which ends after one pass.
+    """
     if data is None:
         return ()
     found = data() if callable(data) else data

@@ -82,6 +82,7 @@ def prepare(config: RunConfig, workload: Workload | None = None) -> Prepared:
     check_functions(config, workload)
     check_loop(config, process_count(), workload.evaluate is not None, workload.source)
     check_gradual(config, workload)
+    check_aware(config, process_count(), workload)
     with seeded(config.seed, "model"):
         model = build_model(workload, config.weights, config.trust_pickle)
     with seeded(config.seed, "inputs"):
@@ -300,6 +301,30 @@ def check_gradual(config: RunConfig, workload: Workload) -> None:
         raise ConfigError(
             f"gradual.method = '{method}' prunes during training, and there is no epoch", fix="-s finetune.epochs=3"
         )
+
+
+def check_aware(config: RunConfig, processes: int, workload: Workload) -> None:
+    """Check what quantisation-aware training needs, before anything is done.
+
+    Raises:
+        ConfigError: There is no int8 file to train for, no data, or there are several processes.
+    """
+    epochs = config.qat.epochs
+    if epochs == 0:
+        return
+    if "int8" not in config.export.precisions:
+        asked = ",".join(config.export.precisions)
+        text = f"qat.epochs = {epochs} trains for int8 files, and the precisions are {asked}"
+        raise ConfigError(text, fix=f"--precision {asked},int8")
+    if training_source(workload)[0] is None:
+        raise ConfigError(
+            f"qat.epochs = {epochs} needs data to train on, and {workload.source} has none",
+            where=workload.source,
+            fix="add  def train_data(): ...  and  def train_step(model, batch): ...",
+        )
+    if processes > 1:
+        text = "quantisation-aware training runs in one process"
+        raise ConfigError(text, fix="leave torchrun out, or -s qat.epochs=0")
 
 
 def default_output(prepared: Prepared) -> Path:

@@ -101,7 +101,7 @@ def _file(loaded: Loaded, config: RunConfig, path: Path, listen: Listener, pytho
         memory_limit_bytes=memory_limit(config),
         checks_inputs=true_samples(loaded.workload, loaded.inputs),
         calibration=calibration,
-        quantisation=quantisation(config.quantise, listen, str(path)),
+        quantisation=quantisation(config.quantise, listen, str(path), precision),
         min_sqnr_db=config.export.min_sqnr_db,
         layout=config.export.layout,
         labels=labels,

@@ -63,7 +63,7 @@ def _path(graph: Any, operator: Any) -> str:
             [found.replace("/", ".") for found in _MARKED.findall(_text(graph.tensors[index]))] if index >= 0 else []
         )
         if paths:
-            return max(reversed(paths), key=lambda path: path.count("."))
+            return str(max(reversed(paths), key=lambda path: path.count(".")))
     return ""
 
 
