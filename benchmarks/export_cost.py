@@ -4,7 +4,8 @@
     python -m benchmarks.export_cost --smoke        # a small network, for a test
 
 Memory is resident set size, sampled every 10 ms, of this process and of the converter's process apart. Each format is
-exported in a fresh process, whose imports count. The result goes to benchmarks/results/export_cost.json.
+exported in a fresh process, whose imports count. CPU seconds say what
+a machine takes that has nothing else to do, `load` how many processes shared this one. The result goes to benchmarks/results/export_cost.json.
 """
 
 from __future__ import annotations
@@ -108,16 +109,22 @@ class Memory:
         return {"peak_rss_bytes": own, "converter_peak_rss_bytes": child}
 
 
-def timed(spans: list[tuple[str, float, float]], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of the processes it waited for."""
+    found = os.times()
+    return found.user + found.system + found.children_user + found.children_system
+
+
+def timed(spans: list[tuple[str, float, float, float]], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function, noting when it began and ended."""
 
     @functools.wraps(function)
     def measured(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), cpu_seconds()
         try:
             return function(*args, **kwargs)
         finally:
-            spans.append((name, start, time.perf_counter()))
+            spans.append((name, start, time.perf_counter(), cpu_seconds() - before))
 
     return measured
 
@@ -129,27 +136,29 @@ def measure(suffix: str, smoke: bool) -> dict[str, Any]:
     model = residual((1, 1), 8, 10) if smoke else residual()
     size = 32 if smoke else 224
     inputs = (torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)),)
-    spans: list[tuple[str, float, float]] = []
+    spans: list[tuple[str, float, float, float]] = []
     for name, (module, attribute) in STEPS.items():
         place = importlib.import_module(module)
         setattr(place, attribute, timed(spans, name, getattr(place, attribute)))
     memory = Memory()
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), cpu_seconds()
         exported = export(model, inputs, Path(folder) / f"network{suffix}")
-        end = time.perf_counter()
+        end, used = time.perf_counter(), cpu_seconds() - before
     memory.stop()
     return {
         "format": suffix[1:],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "size_bytes": exported.artifact.size_bytes,
         "seconds": round(end - start, 2),
+        "cpu_seconds": round(used, 2),
+        "load": round(os.getloadavg()[0], 1),
         **memory.peaks(start, end),
         "together_peak_rss_bytes": max(own + child for _, own, child in memory.samples),
         "before_rss_bytes": memory.samples[0][1],
         "steps": [
-            {"step": name, "seconds": round(last - first, 2), **memory.peaks(first, last)}
-            for name, first, last in sorted(spans, key=lambda span: span[1])
+            {"step": name, "seconds": round(last - first, 2), "cpu_seconds": round(cpu, 2), **memory.peaks(first, last)}
+            for name, first, last, cpu in sorted(spans, key=lambda span: span[1])
         ],
     }
 

@@ -113,8 +113,15 @@ def test_a_disk_that_is_full_for_the_real_converter(tmp_path: Path, monkeypatch:
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.argv = sys.argv[1:]\n"
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     argv = [sys.executable, "-c", code, litert_child.__file__, str(tmp_path / "job.json")]
-    done = subprocess.run(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
-    assert done.returncode in (litert_child.STORAGE_EXIT, litert_child.REFUSED_EXIT), done.stderr[-500:]
+    closed_at_the_end, held = os.pipe()
+    try:
+        done = subprocess.run(
+            argv, stdin=closed_at_the_end, stderr=subprocess.PIPE, text=True, check=False, timeout=300
+        )
+    finally:
+        os.close(closed_at_the_end)
+        os.close(held)
+    assert done.returncode == litert_child.STORAGE_EXIT, done.stderr[-500:]
     assert "File too large" in done.stderr.splitlines()[-1]
 
 
