@@ -4,8 +4,8 @@
     python -m benchmarks.export_cost --smoke        # a small network, for a test
 
 Memory is resident set size, sampled every 10 ms, of this process and of the converter's process apart. Each format is
-exported in a fresh process, whose imports count. CPU seconds say what
-a machine takes that has nothing else to do, `load` how many processes shared this one. The result goes to benchmarks/results/export_cost.json.
+exported in a fresh process, whose imports count. CPU seconds say what a machine takes that has nothing else to do;
+`load` is how busy this one was. The result goes to benchmarks/results/export_cost.json.
 """
 
 from __future__ import annotations
