@@ -43,7 +43,8 @@ def keep(run: Path) -> Path:
 
 def page() -> str:
     """Return the page over all kept results."""
-    lines = ["# Results", "", "Written by `python -m benchmarks.keep_result RUN`. One thread, float32, batch 1.", ""]
+    how = "One thread, batch 1, float32 where the name of a file says nothing else."
+    lines = ["# Results", "", f"Written by `python -m benchmarks.keep_result RUN`. {how}", ""]
     for path in sorted(FOLDER.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         network, environment = result["network"], result["environment"]

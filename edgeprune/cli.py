@@ -76,7 +76,12 @@ prune_options = options(
 budget_options = options(
     _setting("--max-latency", metavar="TIME", help="Exit 5 if the median latency is above, such as 15ms."),
     _setting("--max-size", metavar="SIZE", help="Exit 5 if a file is larger, such as 2MB."),
-    _setting("--max-drop", type=float, metavar="VALUE", help="Exit 5 if the metric drops by more, such as 0.01."),
+    _setting(
+        "--max-drop",
+        type=float,
+        metavar="VALUE",
+        help="Exit 5 if the metric drops by more, such as 0.01; int8 keeps to it.",
+    ),
 )
 
 

@@ -287,7 +287,7 @@ class LoopConfig(Section):
 
 
 class ExportConfig(Section):
-    """Which files to make: every format in every precision.
+    """Which files to make: every format, the pruned network in every precision and the dense one in float32.
 
     `int8` computes on integers, calibrated on true inputs; `int8-dynamic` quantises what products read as it comes;
     `int8-weights` and `fp16` store weights in a quarter and a half, and compute in float32.
@@ -375,6 +375,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         method, prune, sparsify = self.gradual.method, self.prune, self.sparsify
+        if self.quantise.io != "float32" and "int8" not in self.export.precisions:
+            text = f"quantise.io = '{self.quantise.io}' is for int8 files, and export.precisions has no int8"
+            _refuse(text, "--precision int8, or --io float32")
         if self.gradual.of_weights and sparsify.method not in _BY_AND_BY:
             text = f"gradual.method = '{method}' needs sparsify.method, one of {', '.join(_BY_AND_BY)}"
             _refuse(text, "-s sparsify.method=magnitude -s sparsify.amount=0.8")

@@ -78,7 +78,7 @@ class Console:
         print(json.dumps(finite(data), indent=1) if self.as_json else text, flush=True)
 
     def show_run(self, result: Json, folder: str) -> int:
-        """Show a finished run and return its exit code: 5 for a missed budget, 6 for a failed measurement."""
+        """Show a finished run and return its exit code: that of a refusal, a failed measurement or a missed budget."""
         from edgeprune.pipeline.verdict import failure
         from edgeprune.report.commands import run_text
 

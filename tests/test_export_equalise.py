@@ -297,7 +297,9 @@ def test_roundings_have_as_many_steps_as_they_say(seed: int, shape: tuple[int, .
     for rounded, levels in ((symmetric(weight), 254), (asymmetric(weight), 255)):
         assert rounded.shape == weight.shape
         for row, original in zip(rounded.flatten(1), weight.flatten(1), strict=True):
-            width = 2 * original.abs().max() if levels == 254 else original.clamp(min=0).max() - original.clamp(max=0).min()
+            width = (
+                2 * original.abs().max() if levels == 254 else original.clamp(min=0).max() - original.clamp(max=0).min()
+            )
             assert (row - original).abs().max() <= width / levels * 1.01
     assert torch.equal(symmetric(torch.zeros(2, 3)), torch.zeros(2, 3))
     assert torch.equal(asymmetric(torch.zeros(2, 3)), torch.zeros(2, 3))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeprune.cli import main
 from edgeprune.config import RunConfig, validate
 from edgeprune.errors import ConfigError, ModelError, ResolveError
 from edgeprune.pipeline.compress import RunResult, command, compress, resume
@@ -390,3 +391,45 @@ def test_precisions_are_told_once_and_known(folder: Path) -> None:
     config = _config(folder, "int8-weights", "fp16")
     line = command(config, load_workload(str(folder / "tiny.py")))
     assert "--precision int8-weights,fp16" in line
+
+
+_SHORT = [word for key, value in BENCH.items() for word in ("-s", f"bench.{key}={value}")]
+_SHORT += ["-s", 'export.formats=["onnx"]', "-s", "finetune.epochs=0", "--json", "-q"]
+
+
+def test_the_command_line_takes_precisions_and_a_calibration_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    np.savez("true.npz", x=np.random.default_rng(0).normal(0.3, 0.5, (40, 1, 8, 8)).astype(np.float32))
+    words = ["compress", "tiny.py", "-o", "run", *_SHORT, "--precision", "fp32, int8"]
+    assert main([*words, "--calibration", "true.npz", "--max-drop", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["settings"]["export"]["precisions"] == ["fp32", "int8"]
+    assert result["settings"]["quantise"]["calibration"] == "true.npz"
+    assert str(folder / "true.npz") in (folder / "run" / "run.toml").read_text()
+    assert main([*words, "-s", "export.min_sqnr_db=150"]) == 4
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["error"]["error"] == "VerificationError"
+    assert [item["path"] for item in document["refused"]] == ["model.int8.onnx"]
+    assert "error: there is no model.int8.onnx" in captured.err
+    assert main(["compress", "tiny.py", "--precision", "int8,int8", "--json"]) == 2
+    assert "twice" in json.loads(capsys.readouterr().out)["message"]
+    assert main(["compress", "tiny.py", "--precision", "half", "--json"]) == 2
+    assert "export.precisions" in json.loads(capsys.readouterr().out)["message"]
+
+
+def test_two_precisions_of_one_network_are_benched_against_its_float32_file(
+    finished: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("model.int8.onnx", "model.onnx"):
+        shutil.copy(finished.folder / name, folder / name)
+    monkeypatch.chdir(folder)
+    short = [word for key, value in BENCH.items() for word in ("-s", f"bench.{key}={value}")]
+    assert main(["bench", "model.int8.onnx", "model.onnx", "-o", "rows.jsonl", "-q", *short]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["model.onnx", "model.int8.onnx"]
+    assert "1.00x" in lines[1]
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert {row["artifact"]["precision"]: row["role"] for row in rows} == {"fp32": "baseline", "int8": "model"}

@@ -108,7 +108,7 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
     prepared = session.prepared
     config = prepared.config.export
     name = file_name(role, form, "fp32")
-    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance")}
+    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance", "layout")}
     inputs = prepared.digests if role == "baseline" else prepared.digests | _weights_and_plan(session, final)
     key = StageKey(stage=f"export {name}", settings=settings, inputs=inputs)
 
@@ -119,6 +119,7 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
             prepared.inputs,
             session.path(name),
             dynamic_batch=config.dynamic_batch,
+            layout=config.layout,
             metadata=metadata,
             tolerance=config.tolerance,
             timeout_s=config.timeout_s,
@@ -163,11 +164,12 @@ def _lowered(
             session.path(name),
             precision=precision,
             dynamic_batch=config.export.dynamic_batch,
+            layout=config.export.layout,
             metadata=metadata,
             timeout_s=config.export.timeout_s,
             checks_inputs=true_samples(prepared.workload, prepared.inputs),
             calibration=calibration,
-            quantisation=quantisation(config.quantise, session.listen, name, accept),
+            quantisation=quantisation(config.quantise, session.listen, name, precision, accept),
             min_sqnr_db=config.export.min_sqnr_db,
             source=session.path(source.facts["artifact"]["path"]),
         )

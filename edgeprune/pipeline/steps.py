@@ -345,7 +345,7 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
         timeout_s=config.export.timeout_s,
         checks_inputs=true_samples(loaded.workload, loaded.inputs),
         calibration=calibration,
-        quantisation=quantisation(config.quantise, listen, str(path)),
+        quantisation=quantisation(config.quantise, listen, str(path), precision),
         min_sqnr_db=config.export.min_sqnr_db,
         layout=config.export.layout,
     )

@@ -6,7 +6,7 @@ only this seam.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,7 +41,7 @@ class Without:
         """Return the operators that may run on integers."""
         return tuple(operator for operator in self.file.operators() if operator.name not in self.never)
 
-    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+    def watch(self, samples: Iterable[Feeds], take: Take) -> None:
         """Run samples and hand over all float tensors between operators."""
         self.file.watch(samples, take)
 
@@ -57,7 +57,7 @@ class FloatFile(Protocol):
         """Return the operators that can run on integers, in the order of the file."""
         ...
 
-    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+    def watch(self, samples: Iterable[Feeds], take: Take) -> None:
         """Run samples, inputs by name in the file's batch, and hand over all float tensors between operators."""
         ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class OnnxFloat:
         nodes = self._model.graph.node
         return tuple(Operator(name=node.name, kind=node.op_type) for node in nodes if node.op_type in self._kinds)
 
-    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+    def watch(self, samples: Iterable[Feeds], take: Take) -> None:
         """Run the samples and hand over all float tensors between operators."""
         import onnxruntime
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from typing import Any
 
@@ -37,7 +37,7 @@ class TfliteFloat:
         known = _integer_kinds()
         return tuple(Operator(name=name, kind=kind) for kind, name in _operators(self._content) if kind in known)
 
-    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+    def watch(self, samples: Iterable[Feeds], take: Take) -> None:
         """Run the samples and hand over all float tensors, apart from constants."""
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 

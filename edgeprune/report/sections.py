@@ -102,7 +102,7 @@ def _key_figures(result: Json, rows: Sequence[Row]) -> Iterator[KeyFigure]:
     """Yield the speed in each runtime, then what the network lost: parameters, MACs, the leading metric."""
     compared = [row for row in rows if row.comparison is not None and row.role != "baseline"]
     threads = {row.threads for row in compared}
-    for row in compared[:4]:
+    for row in compared[:8]:
         comparison = row.comparison or {}
         runtime = q.RUNTIMES.get(((row.measurement or {}).get("runtime") or {}).get("name", ""), row.format)
         runtime += f" {row.precision}" if row.precision != "fp32" else ""
