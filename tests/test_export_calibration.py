@@ -44,8 +44,9 @@ def test_a_fixed_batch_takes_whole_batches_alone_and_says_when_none_is_large_eno
 
 
 def test_inputs_that_never_change_are_refused_unless_they_are_whole_numbers() -> None:
-    floats, whole = TensorSpec(name="x", shape=(None, 2), dtype="float32"), TensorSpec(
-        name="n", shape=(None, 2), dtype="int64"
+    floats, whole = (
+        TensorSpec(name="x", shape=(None, 2), dtype="float32"),
+        TensorSpec(name="n", shape=(None, 2), dtype="int64"),
     )
     seen = Seen(samples=3, first=[np.ones(2, np.float32), np.ones(2, np.int64)], changed=[False, False])
     with pytest.raises(ConfigError, match="'x' is 1 everywhere"):
@@ -111,7 +112,11 @@ def _written(write: Callable[[Path], object], name: str) -> Callable[[Path], Pat
         (_written(lambda path: path.write_bytes(b""), "c.safetensors"), ResolveError, "cannot read"),
         (_written(lambda path: path.mkdir(), "c.npz"), ResolveError, "cannot read"),
         (_written(lambda path: path.write_text("1,2"), "c.csv"), ConfigError, "neither"),
-        (_written(lambda path: np.savez(path, wrong=np.ones((2, 2)), b=np.ones(2)), "c.npz"), ConfigError, "no array 'a'"),
+        (
+            _written(lambda path: np.savez(path, wrong=np.ones((2, 2)), b=np.ones(2)), "c.npz"),
+            ConfigError,
+            "no array 'a'",
+        ),
         (_written(lambda path: np.save(path, np.ones((2, 2))), "c.npy"), ConfigError, "no array 'a'"),
         (_written(lambda path: np.savez(path, a=np.ones((2, 2)), b=np.ones(3)), "c.npz"), ConfigError, r"\[2, 3\]"),
         (_written(lambda path: np.savez(path, a=np.float32(1), b=np.ones(3)), "c.npz"), ConfigError, "'a'.*one value"),

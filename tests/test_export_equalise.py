@@ -42,7 +42,8 @@ def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
         model = build().double().eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                assert module.running_mean is not None and module.running_var is not None
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.1, 4)
                 if module.affine:

@@ -45,7 +45,8 @@ def test_every_precision_is_near_its_network_and_says_what_it_is(name: str, prec
         if np.issubdtype(other.dtype, np.floating):
             assert sqnr_db(other, one) > LEAST_DB[precision]
         else:
-            assert np.issubdtype(one.dtype, np.integer) and (one == other).mean() > 0.6
+            assert np.issubdtype(one.dtype, np.integer)
+            assert (one == other).mean() > 0.6
     artifact, record = read_artifact(path), read_record(path)
     assert record is not None
     assert artifact.precision == exported.artifact.precision == record.values["precision"] == precision
@@ -138,12 +139,15 @@ def test_an_equalised_file_is_taken_where_it_is_better(tmp_path: Path) -> None:
     exported = export(model, (data[0][:1],), tmp_path / "m.onnx", precision="int8", calibration=data,
                       quantisation=settings, min_sqnr_db=10)  # fmt: skip
     facts = exported.quantisation
-    assert facts is not None and facts["equalised"]
+    assert facts is not None
+    assert facts["equalised"]
     assert facts["sqnr_db"] > facts["methods"]["minmax"] + 3
     assert {f"{method}, equalised" for method in settings.methods} <= set(facts["methods"])
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
-    assert sqnr_db(model(data[0]).detach().numpy(), open_artifact(tmp_path / "m.onnx").run_all([data[0].numpy()])[0]) > 20
+    assert (
+        sqnr_db(model(data[0]).detach().numpy(), open_artifact(tmp_path / "m.onnx").run_all([data[0].numpy()])[0]) > 20
+    )
 
 
 def test_runs_do_not_leave_traces_in_the_next() -> None:
@@ -262,7 +266,8 @@ def test_all_operators_in_float_keep_float_ends_where_integers_were_asked_for(tm
     path, settings = tmp_path / f"m{suffix}", Quantisation(io="int8", wanted_db=90.0, methods=("minmax",))
     exported = _int8(path, GOOD, quantisation=settings, min_sqnr_db=17)
     opened, record = open_artifact(path), read_record(path)
-    assert exported.quantisation["floats"] and record is not None
+    assert exported.quantisation["floats"]
+    assert record is not None
     found = opened.run([GOOD[0][0][:1].numpy()])[0]
     model, _ = linear()
     assert sqnr_db(model(GOOD[0][0][:1]).detach().numpy(), found) > 25

@@ -36,7 +36,9 @@ def constants_of(content: bytes) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
-@pytest.mark.parametrize(("precision", "least"), [("int8", 40), ("int8-weights", 100), ("int8-dynamic", 40), ("fp16", 100)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("int8", 40), ("int8-weights", 100), ("int8-dynamic", 40), ("fp16", 100)]
+)
 def test_default_kernels_agree_with_reference_arithmetic_on_large_weights(precision: Precision, least: float) -> None:
     """Signed weights saturate on processors without VNNI; a joined DequantizeLinear and MatMul quantises activations."""
     path = lowered("loud", ".onnx", precision)[0]
@@ -54,9 +56,11 @@ def test_weights_are_unsigned_per_output_channel_and_activations_signed() -> Non
     for node in matrices:
         weight, scale = constants[node.input[0]], constants[node.input[1]]
         assert weight.dtype == np.uint8
-        assert scale.shape in {(64,), (8,)} and len(np.unique(scale)) > 1
+        assert scale.shape in {(64,), (8,)}
+        assert len(np.unique(scale)) > 1
     moving = [node for node in graph.node if node.op_type == "QuantizeLinear"]
-    assert moving and all(constants[node.input[2]].dtype == np.int8 for node in moving)
+    assert moving
+    assert all(constants[node.input[2]].dtype == np.int8 for node in moving)
 
 
 def test_an_operator_that_stays_in_float_computes_in_float_from_integer_weights() -> None:
@@ -86,7 +90,9 @@ def test_values_between_operators_are_watched_and_constants_are_not() -> None:
     ]
     seen: dict[str, list[np.ndarray]] = {}
     samples = [{"x": np.array([[-1.0, value]], np.float32)} for value in (2.0, 3.0)]
-    OnnxFloat(made(nodes, {}, "x", "z", 1, 2)).watch(samples, lambda name, array: seen.setdefault(name, []).append(array))
+    OnnxFloat(made(nodes, {}, "x", "z", 1, 2)).watch(
+        samples, lambda name, array: seen.setdefault(name, []).append(array)
+    )
     assert set(seen) == {"x", "y", "z"}
     assert [float(array.max()) for array in seen["y"]] == [2.0, 3.0]
 

@@ -14,12 +14,17 @@ from edgeprune.quantise.onnx_weights import per_channel, with_half_weights, with
 
 
 @settings(deadline=None, max_examples=150)
-@given(arrays(np.float32, (3, 4, 2), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)), st.integers(0, 2))
+@given(
+    arrays(np.float32, (3, 4, 2), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
+    st.integers(0, 2),
+)
 def test_no_weight_is_off_by_more_than_half_a_step_of_its_channel(values: np.ndarray, axis: int) -> None:
     integers, scales = per_channel(values, axis)
-    assert integers.dtype == np.int8 and scales.dtype == np.float32
+    assert integers.dtype == np.int8
+    assert scales.dtype == np.float32
     assert integers.min() >= -127
-    assert np.isfinite(scales).all() and (scales > 0).all()
+    assert np.isfinite(scales).all()
+    assert (scales > 0).all()
     found = integers.astype(np.float64) * scales
     assert (np.abs(found - values) <= np.maximum(0.5001 * scales.astype(np.float64), 2e-43)).all() or (
         np.abs(values).max() < 1e-36  # steps of the smallest numbers are themselves rounded
@@ -33,7 +38,9 @@ def test_channels_that_are_too_small_to_be_divided_give_no_nonsense(value: float
     assert (scales > 0).all()
 
 
-def model_of(kind: str, *shape: int, position: int = 1, constants: dict[str, np.ndarray] | None = None, **attributes: int):  # type: ignore[no-untyped-def]
+def model_of(
+    kind: str, *shape: int, position: int = 1, constants: dict[str, np.ndarray] | None = None, **attributes: int
+):  # type: ignore[no-untyped-def]
     names = ["x", "w"] if position == 1 else ["w", "x"]
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32) * np.logspace(-2, 2, shape[-1], dtype="f")
     graph = helper.make_graph(
@@ -67,7 +74,9 @@ def scale_shape(model: onnx.ModelProto) -> tuple[int, ...] | None:
         (model_of("MatMul", 512), None),
     ],
 )
-def test_each_kind_of_weight_has_a_scale_per_output_channel(model: onnx.ModelProto, shape: tuple[int, ...] | None) -> None:
+def test_each_kind_of_weight_has_a_scale_per_output_channel(
+    model: onnx.ModelProto, shape: tuple[int, ...] | None
+) -> None:
     assert scale_shape(model) == shape
 
 

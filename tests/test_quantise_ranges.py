@@ -42,7 +42,8 @@ def test_order_and_chunks_change_no_count(values: list[float], random: object, s
     streamed = counted(*(shuffled[start : start + size] for start in range(0, len(values), size)))
     assert (streamed.low, streamed.high, streamed.reach) == (whole.low, whole.high, whole.reach)
     np.testing.assert_array_equal(streamed.counts, whole.counts)
-    assert whole.low == min(np.float32(values)) and whole.high == max(np.float32(values))
+    assert whole.low == min(np.float32(values))
+    assert whole.high == max(np.float32(values))
     assert streamed.counts.sum() == len(values)
 
 
@@ -73,7 +74,8 @@ def test_intervals_hold_zero_lie_in_the_data_and_are_plain_numbers(
     histogram = counted(values)
     found = interval(histogram, method, percentile)  # type: ignore[arg-type]
     assert min(histogram.low, 0.0) <= found.low <= 0.0 <= found.high <= max(histogram.high, 0.0)
-    assert type(found.low) is float and type(found.high) is float
+    assert type(found.low) is float
+    assert type(found.high) is float
     assert json.loads(json.dumps([found.low, found.high])) == [found.low, found.high]
     assert found.scale > 0
 
@@ -117,7 +119,8 @@ def test_a_percentile_covers_the_share_that_it_says(values: list[float], percent
 
 def test_the_percentile_leaves_out_as_much_at_both_ends() -> None:
     found = interval(counted(np.linspace(-1, 1, 100_001)), "percentile", 90.0)
-    assert found.low == pytest.approx(-0.9, abs=2e-3) and found.high == pytest.approx(0.9, abs=2e-3)
+    assert found.low == pytest.approx(-0.9, abs=2e-3)
+    assert found.high == pytest.approx(0.9, abs=2e-3)
     assert interval(counted([-3.0, 2.0]), "percentile", 100.0) == Interval(low=-3.0, high=2.0)
 
 
@@ -154,10 +157,13 @@ def test_odd_values_give_finite_intervals(
     values: list[float], low: float | None, high: float | None, method: str
 ) -> None:
     found = interval(counted(values), method)  # type: ignore[arg-type]
-    assert math.isfinite(found.low) and math.isfinite(found.high) and found.scale > 0
+    assert math.isfinite(found.low)
+    assert math.isfinite(found.high)
+    assert found.scale > 0
     assert found.low <= 0.0 <= found.high
     if low is not None and high is not None and method in ("minmax", "percentile"):
-        assert found.low == pytest.approx(low) and found.high == pytest.approx(high)
+        assert found.low == pytest.approx(low)
+        assert found.high == pytest.approx(high)
 
 
 def test_arrays_of_any_shape_and_layout_are_counted() -> None:
