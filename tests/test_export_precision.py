@@ -94,6 +94,7 @@ def test_channels_last_changes_the_file_and_not_its_results(precision: Any, io: 
     path, exported = lowered("pictures", suffix, precision, io, "nhwc")
     assert [info[1][-3:] for info in open_artifact(path).infos()[0]] == [(8, 8, 3)]
     assert exported.artifact.inputs[0].shape[1:] == (8, 8, 3)
+    assert exported.artifact.inputs[0].dtype == io
     for one, other in zip(*outputs("pictures", path), strict=True):
         assert one.shape == other.shape
         if np.issubdtype(other.dtype, np.floating):
@@ -301,7 +302,7 @@ def test_tokens_beyond_the_table_are_the_datas_fault(tmp_path: Path, suffix: str
 
 
 def test_samples_of_one_batch_that_differ_in_number_are_told(tmp_path: Path) -> None:
+    data = [((inputs("words", 4)[0], inputs("words", 2)[1]),)]
     with pytest.raises(ModelError, match=r"batch 0 has \[2, 4\] samples"):
-        data = [((inputs("words", 4)[0], inputs("words", 2)[1]),)]
         export(network("words"), inputs("words"), tmp_path / "m.onnx", precision="int8", calibration=data,
                source=lowered("words", ".onnx", "fp32")[0])  # fmt: skip

@@ -90,7 +90,7 @@ def test_without_any_operator_on_integers_only_weights_are() -> None:
     content = file.quantise(ranges, frozenset(operator.name for operator in file.operators()))
     for kind, _, ends in tensors_of(content):
         if kind != "DEQUANTIZE":
-            assert ends[0][0] != INT8 and ends[-1][0] != INT8, kind
+            assert INT8 not in (ends[0][0], ends[-1][0]), kind
 
 
 def test_tables_of_words_get_integers_in_static_int8() -> None:
