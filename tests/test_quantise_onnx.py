@@ -40,7 +40,7 @@ def constants_of(content: bytes) -> dict[str, np.ndarray]:
     ("precision", "least"), [("int8", 40), ("int8-weights", 100), ("int8-dynamic", 40), ("fp16", 100)]
 )
 def test_default_kernels_agree_with_reference_arithmetic_on_large_weights(precision: Precision, least: float) -> None:
-    """Signed weights saturate on processors without VNNI; DequantizeLinear and MatMul are joined and quantise values."""
+    """Signed weights saturate without VNNI; DequantizeLinear and MatMul are joined into a product on integers."""
     path = lowered("loud", ".onnx", precision)[0]
     given = [inputs("loud", 16, seed=5)[0].numpy()]
     found, exact = (open_artifact(path, reference=reference).run(given)[0] for reference in (False, True))
