@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         FinetuneConfig,
         GradualConfig,
         PruneConfig,
+        QatConfig,
         QuantiseConfig,
         RunConfig,
         SparsifyConfig,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         sparsify,
         verify,
     )
+    from edgeprune.pipeline.aware import quantise_aware
     from edgeprune.pipeline.compress import RunResult, resume
     from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.targets import Target, find_target, list_targets
@@ -84,6 +86,7 @@ _HOMES = {
     "Measurement": "edgeprune.bench",
     "PruneConfig": "edgeprune.config",
     "PrunePlan": "edgeprune.pruning",
+    "QatConfig": "edgeprune.config",
     "QuantiseConfig": "edgeprune.config",
     "RunConfig": "edgeprune.config",
     "RunResult": "edgeprune.pipeline.compress",
@@ -99,6 +102,7 @@ _HOMES = {
     "list_targets": "edgeprune.targets",
     "load_workload": "edgeprune.workload",
     "plan": "edgeprune.pipeline.api",
+    "quantise_aware": "edgeprune.pipeline.aware",
     "recalibrate": "edgeprune.pipeline.api",
     "resume": "edgeprune.pipeline.compress",
     "sensitivity": "edgeprune.pipeline.api",
@@ -130,6 +134,7 @@ __all__ = [
     "NothingToPrune",
     "PruneConfig",
     "PrunePlan",
+    "QatConfig",
     "QuantiseConfig",
     "ResolveError",
     "RunConfig",
@@ -153,6 +158,7 @@ __all__ = [
     "list_targets",
     "load_workload",
     "plan",
+    "quantise_aware",
     "recalibrate",
     "reconstruct",
     "resume",

@@ -293,7 +293,8 @@ class ExportConfig(Section):
     `int8-weights` and `fp16` store weights in a quarter and a half, and compute in float32.
     `layout` `nhwc` puts the channels of 4-D inputs and outputs last.
     `min_sqnr_db` is the least signal-to-quantisation-noise ratio of files that are not float32; unset, it is 40 for
-    fp16 and 17 for the others, a cosine of 0.99.
+    fp16 and 17 for the others, a cosine of 0.99. `timeout_s` and `memory_limit`, such as "4GB", are those of the TFLite
+    converter's process.
     """
 
     formats: tuple[Literal["onnx", "tflite"], ...] = Field(("onnx", "tflite"), min_length=1)
@@ -303,6 +304,7 @@ class ExportConfig(Section):
     dynamic_batch: bool = True
     tolerance: float = Field(1e-4, gt=0)
     timeout_s: float = Field(900.0, gt=0)
+    memory_limit: str | None = None
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -333,6 +335,16 @@ class QuantiseConfig(Section):
     percentile: float = Field(99.99, gt=50, le=100)
     equalise_db: float = Field(30.0, ge=0, allow_inf_nan=False)
     wanted_db: float = Field(20.0, ge=0, allow_inf_nan=False)
+
+
+class QatConfig(Section):
+    """Quantisation-aware fine-tuning of `epochs` epochs behind the ordinary one, for the int8 files alone.
+
+    `lr` unset, it is a tenth of `finetune.lr`; all other settings are those of `finetune`, without `features`.
+    """
+
+    epochs: int = Field(0, ge=0)
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class BenchConfig(Section):
@@ -367,6 +379,7 @@ class RunConfig(Section):
     gradual: GradualConfig = GradualConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
+    qat: QatConfig = QatConfig()
     quantise: QuantiseConfig = QuantiseConfig()
     bench: BenchConfig = BenchConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()

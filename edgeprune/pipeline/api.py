@@ -104,7 +104,7 @@ def plan(
     section |= {"keep": tuple(keep), "blocks": tuple(blocks), "ratios": dict(ratios or {})}
     section |= {"rules": tuple(map(reference, rules)), "strategy": "layerwise" if layerwise is not None else "at_once"}
     whole = validate({"prune": section, "seed": seed, "layerwise": dict(layerwise or {})}, "plan()")
-    source = None if data is None else (lambda: _iterate(data))
+    source = None if data is None else (lambda: iterate(data))
     trying = None
     if layerwise is not None:
         check_strategy(whole, measured=sensitivity is not None)
@@ -190,7 +190,7 @@ def sensitivity(
         {"prune": section, "seed": seed, "sensitivity": {"ratios": tuple(ratios)}, "finetune": {"metric": metric}},
         "sensitivity()",
     )
-    source = None if data is None else (lambda: _iterate(data))
+    source = None if data is None else (lambda: iterate(data))
     examples = as_inputs(inputs)
     subject = subject_of(
         model,
@@ -326,7 +326,7 @@ def finetune(
     result = train(
         model,
         step=step,
-        data=lambda: _iterate(data),
+        data=lambda: iterate(data),
         config=config,
         evaluate=evaluate,
         teacher=teacher,
@@ -369,7 +369,7 @@ def reconstruct(
     from edgeprune.reconstruct import reconstruct_plan, settings_of
 
     config = validate({"reconstruct": settings}, "reconstruct()").reconstruct
-    found, source = settings_of(config), _iterate(data)
+    found, source = settings_of(config), iterate(data)
     return reconstruct_plan(small, model, plan, as_inputs(inputs), source, found, load_rules(rules)).model
 
 
@@ -377,7 +377,7 @@ def recalibrate(model: nn.Module, data: Batches, *, batches: int = 32) -> nn.Mod
     """Return a copy of the network whose BatchNorm statistics are those of the first batches of the data."""
     from edgeprune.training import recalibrate as exact_statistics
 
-    return exact_statistics(model, itertools.islice(_iterate(data), batches))
+    return exact_statistics(model, itertools.islice(iterate(data), batches))
 
 
 def export(
@@ -533,7 +533,12 @@ def compress(workload: str | Workload, config: RunConfig | None = None) -> RunRe
     return run_compress(settings.model_copy(update={"workload": loaded.source}), loaded)
 
 
-def _iterate(data: Batches | None) -> Iterable[Any]:
+def iterate(data: Batches | None) -> Iterable[Any]:
+    """Return the batches of one epoch.
+
+    Raises:
+        ConfigError: The data is an iterator, which ends after one pass.
+    """
     if data is None:
         return ()
     found = data() if callable(data) else data

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from edgeprune import rundir
 from edgeprune.config import RunConfig, load_config
 from edgeprune.errors import ConfigError
-from edgeprune.pipeline import exporting, recovery, stages, zeroing
+from edgeprune.pipeline import aware, exporting, recovery, stages, zeroing
 from edgeprune.pipeline.events import Event, Listener, ignore
 from edgeprune.pipeline.exporting import Files
+from edgeprune.pipeline.gain import awareness
 from edgeprune.pipeline.generalisation import generalisation, train_metrics
 from edgeprune.pipeline.looping import loop
 from edgeprune.pipeline.measuring import compare_rows
@@ -137,7 +138,8 @@ def _stages(session: Session) -> Json:
     left = looped.last if looped is not None else recalibrated or solved or applied
     sparse = recovery.sparsify(session, left)
     final = recovery.finetune(session, sparse or left)
-    files = exporting.export(session, final)
+    trained_int8 = aware.train(session, final)
+    files = exporting.export(session, final, trained_int8)
     stages.bench(session, files.shown)
     for record in files.shown:
         stages.accuracy(session, record)
@@ -151,6 +153,7 @@ def _stages(session: Session) -> Json:
         "looped": looped.last if looped is not None else None,
         "sparse": sparse,
         "finetuned": final,
+        "quantise_aware": trained_int8,
         "generalise": trained,
     }
     history = looped.history if looped is not None else None
@@ -230,6 +233,7 @@ def _gather(
         },
         "history": trained["history"],
         "best_epoch": trained["best_epoch"],
+        "quantise_aware": awareness(records["quantise_aware"], files.shown),
         "artifacts": [
             _artifact(record, session.scores.get(record.facts["artifact"]["path"])) for record in files.shown
         ],
@@ -344,6 +348,8 @@ def command(config: RunConfig, workload: Workload) -> str:
             words += ["--target", str(value)]
         elif key == "export.precisions":
             words += ["--precision", ",".join(value)]
+        elif key == "qat.epochs":
+            words += ["--qat-epochs", str(value)]
         elif key not in _KEPT_VALUES:
             words += ["-s", f"{key}={_toml(value)}"]
     if config.output is not None:

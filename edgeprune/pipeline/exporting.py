@@ -12,25 +12,81 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune import rundir
+from edgeprune.config import RunConfig
 from edgeprune.errors import ConfigError, ExportError, ModelError, VerificationError
+from edgeprune.pipeline.digests import seeded
 from edgeprune.pipeline.folders import load_masks
+from edgeprune.pipeline.gain import better_file
 from edgeprune.pipeline.networks import score_artifact, true_samples
 from edgeprune.pipeline.quantising import calibration_batches, calibration_digest, quantisation
 from edgeprune.pipeline.sparsity import lost_zeros
-from edgeprune.pipeline.stages import Session, accuracy, network, run_stage
+from edgeprune.pipeline.stages import Session, accuracy, network, run_stage, weights_of
 from edgeprune.pipeline.verdict import chosen_metric
+from edgeprune.preprocessing import Preprocessing, parse_labels, parse_preprocessing
 from edgeprune.rundir import StageKey, StageRecord
-from edgeprune.values import PRECISIONS, Format, Json, Notice, Precision, worsening
+from edgeprune.targets import TFLITE_RUNTIME_PYTHON, Target, tflite_runtime_python
+from edgeprune.values import PRECISIONS, Format, Json, Notice, Precision, parse_bytes, worsening
 from edgeprune.version import VERSION
-from edgeprune.workload import Workload
+from edgeprune.workload import Workload, call
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from edgeprune.pruning import Masks
 
 
 _ROLES = ("baseline", "model")
+
+
+def tflite_runtime_of(target: Target) -> tuple[str | None, tuple[Notice, ...]]:
+    """Return the interpreter that a target's .tflite files are verified in besides this one, or a notice without one.
+
+    Raises:
+        ConfigError: The one that is named is no executable file.
+    """
+    if target.tflite_package != "tflite-runtime":
+        return None, ()
+    python = tflite_runtime_python(target)
+    if python is not None:
+        return python, ()
+    text = f"{target.name} runs .tflite files in tflite-runtime, and no interpreter with it is known to verify them in"
+    fix = f"export {TFLITE_RUNTIME_PYTHON}=FOLDER/bin/python, with tflite-runtime==2.14.0 in it"
+    return None, (Notice(code="not-verified-there", text=text, fix=fix),)
+
+
+def stated(
+    workload: Workload, model: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[tuple[str, ...], dict[str, Preprocessing]]:
+    """Return the labels and the preprocessing that a workload states, for the description in its files.
+
+    Raises:
+        ConfigError: They are not what they should be.
+    """
+    from edgeprune.export.capture import input_names
+
+    labels: tuple[str, ...] = ()
+    found: dict[str, Preprocessing] = {}
+    if workload.labels is not None:
+        labels = parse_labels(call(workload, "labels"), workload.source)
+    if workload.preprocessing is not None:
+        names = input_names(model, len(inputs))
+        found = parse_preprocessing(call(workload, "preprocessing"), names, workload.source)
+    return labels, found
+
+
+def memory_limit(config: RunConfig) -> int | None:
+    """Return the bytes that a converter's process may have; None for any."""
+    return parse_bytes(config.export.memory_limit) if config.export.memory_limit is not None else None
+
+
+def _told(session: Session) -> tuple[tuple[str, ...], dict[str, Preprocessing], Json]:
+    """Return what the files of a run tell viewers, and the same for the keys of their stages; empty for nothing."""
+    prepared = session.prepared
+    labels, preprocessing = stated(prepared.workload, prepared.model, prepared.inputs)
+    key: Json = {"labels": list(labels)} if labels else {}
+    if preprocessing:
+        key["preprocessing"] = {name: value.as_dict() for name, value in preprocessing.items()}
+    return labels, preprocessing, key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +134,15 @@ def role_of(path: str) -> str:
     return Path(path).name.partition(".")[0]
 
 
-def export(session: Session, final: StageRecord) -> Files:
+def export(session: Session, final: StageRecord, aware: StageRecord | None = None) -> Files:
     """Make and verify every file of a run.
 
     The dense network is exported in float32 alone. The pruned one is, too, whatever was asked for: the other
     precisions come from that file. Where float32 was not asked for, it is kept and not shown.
+
+    Args:
+        final: The stage that wrote the weights of the pruned network.
+        aware: The one that trained them for int8, if there was one: the int8 file is then the better one of two.
     """
     config = session.prepared.config.export
     floats = {(role, form): _float(session, role, form, final) for form in config.formats for role in _ROLES}
@@ -93,12 +153,25 @@ def export(session: Session, final: StageRecord) -> Files:
             if precision == "fp32":
                 shown.append(floats["model", form])
                 continue
-            record = _lowered(session, form, precision, final, floats["baseline", form], floats["model", form])
+            dense, source = floats["baseline", form], floats["model", form]
+            if precision == "int8" and aware is not None:
+                record = _best_int8(session, form, final, aware, dense, source)
+            else:
+                record = _lowered(session, "model", form, precision, final, dense, source)
             if record.facts.get("refused"):
                 refused.append({"role": "model", "format": form, "precision": precision, **record.facts["refused"]})
             else:
                 shown.append(record)
     return Files(shown=shown, refused=refused)
+
+
+def _best_int8(
+    session: Session, form: Format, final: StageRecord, aware: StageRecord, dense: StageRecord, source: StageRecord
+) -> StageRecord:
+    """Make int8 files of both trainings' weights, and keep the better one."""
+    post = _lowered(session, "post", form, "int8", final, dense, source)
+    trained = _lowered(session, "qat", form, "int8", aware, dense, _float(session, "qat", form, aware))
+    return better_file(session, file_name("model", form, "int8"), post, trained)
 
 
 def _float(session: Session, role: str, form: Format, final: StageRecord) -> StageRecord:
@@ -108,7 +181,10 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
     prepared = session.prepared
     config = prepared.config.export
     name = file_name(role, form, "fp32")
-    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance", "layout")}
+    labels, preprocessing, told = _told(session)
+    python, unproved = tflite_runtime_of(prepared.target) if form == "tflite" else (None, ())
+    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance", "layout")} | told
+    settings |= {"tflite_runtime": python} if python is not None else {}
     inputs = prepared.digests if role == "baseline" else prepared.digests | _weights_and_plan(session, final)
     key = StageKey(stage=f"export {name}", settings=settings, inputs=inputs)
 
@@ -123,12 +199,18 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
             metadata=metadata,
             tolerance=config.tolerance,
             timeout_s=config.timeout_s,
+            memory_limit_bytes=memory_limit(prepared.config),
             checks_inputs=true_samples(prepared.workload, prepared.inputs),
+            labels=labels,
+            preprocessing=preprocessing,
+            tflite_python=python,
         )
         facts = {
             "artifact": exported.artifact.as_dict() | {"path": name},
             "checks": [check.as_dict() for check in exported.checks],
-            "notices": [notice.as_dict() for notice in (*exported.notices, *lost_zeros(session.path(name), masks))],
+            "notices": [
+                notice.as_dict() for notice in (*exported.notices, *lost_zeros(session.path(name), masks), *unproved)
+            ],
         }
         return (name,), facts
 
@@ -138,23 +220,33 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
 
 
 def _lowered(
-    session: Session, form: Format, precision: Precision, final: StageRecord, dense: StageRecord, source: StageRecord
+    session: Session,
+    role: str,
+    form: Format,
+    precision: Precision,
+    final: StageRecord,
+    dense: StageRecord,
+    source: StageRecord,
 ) -> StageRecord:
     """Make one file of the pruned network from its float32 file; one that fails is recorded with the reason.
 
     Args:
+        role: What the file's name begins with.
         dense: The float32 file of the dense network, whose metric says what int8 may cost.
         source: The float32 file of the pruned network.
     """
     from edgeprune.export import export as write
 
-    prepared, name = session.prepared, file_name("model", form, precision)
+    prepared, name = session.prepared, file_name(role, form, precision)
     allowance = _allowance(session, dense, source) if precision == "int8" else None
-    key = _lowered_key(session, name, precision, source, allowance)
+    labels, preprocessing, told = _told(session)
+    python, _ = tflite_runtime_of(prepared.target) if form == "tflite" else (None, ())
+    told |= {"tflite_runtime": python} if python is not None else {}
+    key = _lowered_key(session, name, precision, source, allowance, told)
 
     def work() -> tuple[tuple[str, ...], Json]:
         config, calibration = prepared.config, None
-        model, _, metadata = _subject(session, "model", final)
+        model, _, metadata = _subject(session, role, final)
         if precision == "int8":
             calibration = calibration_batches(prepared.workload, config.quantise, model, prepared.inputs)
         accept = allowance.accepts if allowance is not None else None
@@ -167,11 +259,15 @@ def _lowered(
             layout=config.export.layout,
             metadata=metadata,
             timeout_s=config.export.timeout_s,
+            memory_limit_bytes=memory_limit(config),
             checks_inputs=true_samples(prepared.workload, prepared.inputs),
             calibration=calibration,
             quantisation=quantisation(config.quantise, session.listen, name, precision, accept),
             min_sqnr_db=config.export.min_sqnr_db,
             source=session.path(source.facts["artifact"]["path"]),
+            labels=labels,
+            preprocessing=preprocessing,
+            tflite_python=python,
         )
         facts = {
             "artifact": exported.artifact.as_dict() | {"path": name},
@@ -181,7 +277,12 @@ def _lowered(
         }
         return (name,), facts
 
-    record = run_stage(session, key, lambda: _or_reason(name, work), subject=name)
+    def alike() -> tuple[tuple[str, ...], Json]:
+        # Files that are compared are calibrated on the same samples, whatever their names.
+        with seeded(prepared.config.seed, f"export {file_name('model', form, precision)}"):
+            return work()
+
+    record = run_stage(session, key, lambda: _or_reason(name, alike), subject=name)
     session.notices_of("export", record)
     return record
 
@@ -201,10 +302,10 @@ def _or_reason(name: str, work: Callable[[], tuple[tuple[str, ...], Json]]) -> t
 
 
 def _lowered_key(
-    session: Session, name: str, precision: Precision, source: StageRecord, allowance: Allowance | None
+    session: Session, name: str, precision: Precision, source: StageRecord, allowance: Allowance | None, told: Json
 ) -> StageKey:
     config, digests = session.prepared.config, session.prepared.digests
-    settings: Json = {"export.min_sqnr_db": config.export.min_sqnr_db}
+    settings: Json = {"export.min_sqnr_db": config.export.min_sqnr_db} | told
     inputs = {key: digests[key] for key in ("workload code", "example inputs")} | source.outputs
     if precision == "int8":
         found = config.quantise.model_dump(mode="json").items()
@@ -246,11 +347,11 @@ def _exceeded(name: str, allowance: Allowance | None) -> tuple[Notice, ...]:
 def _subject(session: Session, role: str, final: StageRecord) -> tuple[nn.Module, Masks | None, dict[str, str]]:
     """Return a network of the run with its masks, if single weights were pruned, and what its files say of it."""
     prepared = session.prepared
-    metadata = {"edgeprune": VERSION, "workload": prepared.name, "role": role}
+    metadata = {"edgeprune": VERSION, "workload": prepared.name, "role": "model"}
     if role == "baseline":
-        return prepared.model, None, metadata
+        return prepared.model, None, metadata | {"role": role}
     metadata["plan"] = _weights_and_plan(session, final)["plan"]
-    model, masks = network(session, rundir.FINETUNED), load_masks(session.run.path)
+    model, masks = network(session, weights_of(final)), load_masks(session.run.path)
     if masks is not None:
         masks.check(model)
         metadata["sparsity"] = f"{masks.sparsity:.4f}"
@@ -262,4 +363,5 @@ def _weights_and_plan(session: Session, final: StageRecord) -> dict[str, str]:
     digest = planned.facts["digest"] if planned is not None else ""
     found = final.inputs | final.outputs
     masks = {name: value for name, value in found.items() if name in (rundir.MASKS, rundir.FINETUNED_MASKS)}
-    return {"plan": digest, rundir.FINETUNED: final.outputs[rundir.FINETUNED]} | masks
+    weights = weights_of(final)
+    return {"plan": digest, weights: final.outputs[weights]} | masks

@@ -52,7 +52,18 @@ def score_artifact(workload: Workload, path: Path) -> tuple[dict[str, float], st
     module = ArtifactModule(path)
     if workload.test_data is not None and workload.evaluate_outputs is not None:
         return metrics_of_outputs(workload, outputs_on(module, batches(workload, "test_data"))), "test_data"
-    return _metrics(workload, "evaluate", call(workload, "evaluate", module.eval())), "evaluate"
+    return validate_artifact(workload, path), "evaluate"
+
+
+def validate_artifact(workload: Workload, path: Path) -> dict[str, float]:
+    """Return what `evaluate` says of a file, run by its runtime.
+
+    Raises:
+        ModelError: The function failed, for example because it takes networks only.
+    """
+    from edgeprune.export import ArtifactModule
+
+    return _metrics(workload, "evaluate", call(workload, "evaluate", ArtifactModule(path).eval()))
 
 
 def describe_groups(graph: ChannelGraph, plan: PrunePlan | None, config: PruneConfig) -> list[Json]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgeprune.pruning import Masks, PrunePlan
     from edgeprune.reconstruct import Reconstructed
     from edgeprune.training import FinetuneResult, Progress
+    from edgeprune.training.fake_quantise import Ranges
     from edgeprune.training.features import Features
 
 Data = Callable[[], Iterable[Any]]
@@ -180,6 +181,7 @@ def tuned(
     masks: Masks | None = None,
     recipe: Recipe | None = None,
     features: Features = (),
+    ranges: Ranges | None = None,
     stage: str = "finetune",
 ) -> FinetuneResult:
     """Train a network, going on from the checkpoint where there is one.
@@ -190,6 +192,7 @@ def tuned(
         masks: Single weights that stay zero.
         recipe: How the network is pruned meanwhile.
         features: Inner tensors to compare with the dense network's, from `compared_features`.
+        ranges: Inputs of products, where training is that for an int8 file.
 
     Raises:
         TrainingError: The loss or the weights are not finite.
@@ -220,6 +223,7 @@ def tuned(
         masks=masks,
         recipe=recipe,
         features=features,
+        ranges=ranges,
     )
 
 

@@ -22,6 +22,7 @@ from edgeprune.quantise.ends import Ends, Io, tflite_ends
 from edgeprune.quantise.files import Feeds, Operator, Take, calibration_error
 from edgeprune.quantise.flatbuffer import builtin_names, operator_kind, packed, unpacked
 from edgeprune.quantise.ranges import Interval
+from edgeprune.quantise.tensor_names import name_tensors_, named
 
 _SIGNATURE = "serving_default"
 
@@ -152,20 +153,11 @@ def _statistics(value: Interval) -> dict[str, np.ndarray]:
 
 
 def _with_own_names(content: bytes) -> bytes:
-    """Return the file with every result named after its operator and the operator's place: names are unique then."""
+    """Return the file with names that are unique, which those of edgeprune are already."""
     model = unpacked(content)
-    for graph in model.subgraphs:
-        fixed = {*graph.inputs, *graph.outputs}
-        for place, operator in enumerate(graph.operators):
-            for position, index in enumerate(operator.outputs):
-                if index not in fixed:
-                    suffix = f".{position}" if position else ""
-                    graph.tensors[index].name = f"{operator_kind(model, operator)}_{place}{suffix}".encode()
-        seen: set[bytes] = set()
-        for index, tensor in enumerate(graph.tensors):
-            if tensor.name in seen:
-                tensor.name = b"%s#%d" % (tensor.name, index)
-            seen.add(tensor.name)
+    if named(model):
+        return content
+    name_tensors_(model)
     return packed(model)
 
 

@@ -33,6 +33,15 @@ def quantised_sections(name: str, result: Json) -> Iterator[Section]:
         panel=Panel(figures=(), legend=()),
         table=_methods(found),
     )
+    gains = (result.get("quantise_aware") or {}).get("files") or []
+    if gains:
+        yield Section(
+            title="Quantisation-aware training",
+            caption="Each int8 file made twice: from the weights of fine-tuning, and from weights that were trained "
+            f"further with the rounding of int8. The better one on validation data is kept.{_decided(gains)}",
+            panel=Panel(figures=(), legend=()),
+            table=_gains(gains),
+        )
     ranked = [(file, facts) for file, facts in found if facts["ranking"]]
     if ranked:
         yield Section(
@@ -42,6 +51,38 @@ def quantised_sections(name: str, result: Json) -> Iterator[Section]:
             panel=_panel(name, ranked),
             table=_ranking(ranked),
         )
+
+
+def _decided(gains: Sequence[Json]) -> str:
+    """Say where what decided was not validation data."""
+    sources = {side["source"] for gain in gains for side in (gain["post"], gain["aware"]) if side is not None}
+    if "test_data" in sources:
+        return " Here it is the better one on the test data, as evaluate() cannot score files: its figure flatters."
+    return " Here no metric can score files: the SQNR decided." if sources == {None} else ""
+
+
+def _gains(gains: Sequence[Json]) -> Table:
+    """Return a block for each file, with a line for each way of making it; the one that was kept is marked."""
+    known = [side for gain in gains for side in (gain["post"], gain["aware"]) if side is not None]
+    validation = tuple(dict.fromkeys(name for side in known for name in side["validation"] or ()))
+    tested = tuple(dict.fromkeys(name for side in known for name in side["metrics"] or ()))
+    titles = ("Weights", *(f"{name}, decides" for name in validation), *(f"{name}, test" for name in tested), "SQNR")
+    blocks = []
+    for gain in gains:
+        words = (("post", "Quantised after training"), ("aware", "Quantisation-aware training"))
+        lines = [_side(title, gain[side], validation, tested, gain["kept"] == side) for side, title in words]
+        blocks.append(Block(lines=tuple(lines), title=str(gain["path"])))
+    return Table(titles=titles, blocks=tuple(blocks))
+
+
+def _side(title: str, side: Json | None, validation: Sequence[str], tested: Sequence[str], kept: bool) -> Line:
+    head = Cell(text=title, minor="kept" if kept else "", tone="good" if kept else "plain")
+    if side is None:
+        return Line(head=head, cells=tuple(Cell(text="refused") for _ in range(len(validation) + len(tested) + 1)))
+    columns = [(side["validation"] or {}, name) for name in validation]
+    columns += [(side["metrics"] or {}, name) for name in tested]
+    cells = [Cell(text=q.metric(values[name]) if values.get(name) is not None else "-") for values, name in columns]
+    return Line(head=head, cells=(*cells, Cell(text=q.decibels(side["sqnr_db"]))))
 
 
 def _file(entry: Json) -> str:

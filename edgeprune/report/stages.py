@@ -112,10 +112,37 @@ def trail_text(gradual: Json) -> str:
 def _describe_export(facts: Json) -> str:
     if facts.get("refused"):
         return f"no {PurePath(facts['refused']['path']).name}: {facts['refused']['message']}"
-    artifact = facts["artifact"]
-    return (
-        f"{PurePath(artifact['path']).name} {q.size(artifact['size_bytes'])} verified: {_difference(facts['checks'])}"
-    )
+    artifact, name = facts["artifact"], PurePath(facts["artifact"]["path"]).name
+    gain = f"  {gain_text(facts['gain'])}" if facts.get("gain") else ""
+    return f"{name} {q.size(artifact['size_bytes'])} verified: {_difference(facts['checks'])}{gain}"
+
+
+def _describe_qat(facts: Json) -> str:
+    rounded = f", on integers {metrics_text(facts['rounded'])}" if facts["rounded"] else ""
+    return f"{_describe_finetune(facts)}{rounded}"
+
+
+def gain_text(gain: Json) -> str:
+    """Return what quantisation-aware training did to an int8 file.
+
+    Args:
+        gain: `post` and `aware` with their metrics and SQNR, the `metric` that decided, and which was `kept`.
+    """
+    kept = "kept" if gain["kept"] == "aware" else "undone"
+    return f"quantisation-aware training {kept}: {kept_words(gain)}"
+
+
+def kept_words(gain: Json) -> str:
+    """Return both figures that decided between a file quantised after training and one that was trained for it."""
+    post, aware, metric = gain["post"], gain["aware"], gain["metric"]
+    if post is None or aware is None:
+        failed = "the post-training file" if post is None else "the file behind quantisation-aware training"
+        return f"{failed} was refused"
+    decibels = f"SQNR {q.decibels(aware['sqnr_db'])} with it, {q.decibels(post['sqnr_db'])} without"
+    if metric is None:
+        return decibels
+    before, after = (q.metric(side["validation"][metric]) for side in (post, aware))
+    return f"{metric} {after} with it, {before} without, {decibels}"
 
 
 def _describe_accuracy(facts: Json) -> str:
@@ -183,6 +210,7 @@ _DESCRIPTIONS: dict[str, Callable[[Json], str]] = {
     "recalibrate": _describe_metrics,
     "sparsify": _describe_sparsify,
     "finetune": _describe_finetune,
+    "qat": _describe_qat,
     "export": _describe_export,
     "accuracy": _describe_accuracy,
     "generalise": _describe_train_metrics,

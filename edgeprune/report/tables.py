@@ -152,6 +152,7 @@ def stages(metrics: Json) -> Table:
         "looped": "After the loop",
         "sparse": "After weight pruning",
         "finetuned": "After fine-tuning",
+        "quantise_aware": "After quantisation-aware training, in float32",
     }
     known = {title: metrics[key] for key, title in steps.items() if metrics.get(key) is not None}
     names = tuple(dict.fromkeys(name for values in known.values() for name in values))

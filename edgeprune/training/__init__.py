@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeprune.training.batches import model_inputs
+from edgeprune.training.fake_quantise import FakeQuantised
 from edgeprune.training.features import feature_weight, features_of
 from edgeprune.training.loop import finetune
 from edgeprune.training.recalibrate import recalibrate
@@ -10,6 +11,7 @@ from edgeprune.training.records import EpochRecord, FinetuneResult, Progress
 
 __all__ = [
     "EpochRecord",
+    "FakeQuantised",
     "FinetuneResult",
     "Progress",
     "feature_weight",

@@ -24,6 +24,7 @@ from edgeprune.config import FinetuneConfig
 from edgeprune.dynamic import Recipe
 from edgeprune.errors import ResolveError, StorageError
 from edgeprune.pruning.masks import Masks
+from edgeprune.training.fake_quantise import Ranges
 from edgeprune.training.features import Features, digest_features
 from edgeprune.training.records import Position
 from edgeprune.values import Json
@@ -83,6 +84,7 @@ def identify(
     masks: Masks | None,
     recipe: Recipe | None = None,
     features: Features = (),
+    ranges: Ranges | None = None,
 ) -> Json:
     """Return what a training is; a checkpoint whose identity differs in anything belongs to another one."""
     settings = config.model_dump(mode="json", exclude=_IRRELEVANT)
@@ -96,6 +98,7 @@ def identify(
         "the masks": masks.digest if masks is not None else None,
         "the pruning": recipe.settings() if recipe is not None else None,
         "the features": digest_features(features) if features else None,
+        "the ranges": {name: list(pair) for name, pair in ranges.items()} if ranges is not None else None,
     }
 
 

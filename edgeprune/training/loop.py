@@ -12,6 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from edgeprune.training.checkpoint import (
     save_checkpoint,
 )
 from edgeprune.training.distill import answers, distillation_loss, recorded
+from edgeprune.training.fake_quantise import FakeQuantised, Ranges
 from edgeprune.training.features import Features, feature_loss, feature_weight
 from edgeprune.training.interrupts import HeldInterrupt
 from edgeprune.training.optimise import learning_rate, make_optimizer, set_learning_rate_
@@ -48,6 +50,11 @@ Step = Callable[[nn.Module, Any], torch.Tensor]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 _END = object()
+_NOT_ROUNDED = Notice(
+    code="not-rounded",
+    text="evaluate() ran a copy of the network, without the rounding of int8: the best epoch is that in float32",
+    fix="let evaluate(model) call the model that it gets",
+)
 
 
 def finetune(
@@ -64,6 +71,7 @@ def finetune(
     masks: Masks | None = None,
     recipe: Recipe | None = None,
     features: Features = (),
+    ranges: Ranges | None = None,
 ) -> FinetuneResult:
     """Train a copy of a network and return its best epoch.
 
@@ -83,6 +91,8 @@ def finetune(
         recipe: How the network is pruned meanwhile. Epochs before the target is reached do not count as the best.
         features: Inner tensors to compare with the teacher's, from `features_of`; `config.features` times their loss
             is added.
+        ranges: Train with the rounding of an int8 file, with these ranges of the inputs of products. `evaluate` sees
+            it, too; the result is the plain network.
 
     Returns:
         The network of the epoch with the best `config.metric` (default: the first metric that `evaluate` returns;
@@ -127,6 +137,7 @@ def finetune(
         masks=masks,
         recipe=recipe,
         features=features if feature_weight(config, labelled=step is not None) > 0 else (),
+        ranges=ranges,
     )
     with preserved():
         training = _Training(job, Processes())
@@ -189,6 +200,7 @@ class Job:
     masks: Masks | None
     recipe: Recipe | None
     features: Features
+    ranges: Ranges | None
 
 
 class _Training:
@@ -208,12 +220,13 @@ class _Training:
             masks=job.masks,
             recipe=job.recipe,
             features=job.features,
+            ranges=job.ranges,
         )
         found, told = None, None
         if job.checkpoint is not None and processes.first:
             found, told = find_checkpoint(job.checkpoint, self.identity)
         found, told = processes.from_first((found, told))
-        self.notices = (Notice(code="checkpoint-not-used", text=told),) if told is not None else ()
+        self.notices: tuple[Notice, ...] = (Notice(code="checkpoint-not-used", text=told),) if told is not None else ()
         self.position = found.position if found is not None else Position(sums={})
         self.best: Tensors = found.best if found is not None else {}
         self.network = copy.deepcopy(job.model).train()
@@ -235,6 +248,7 @@ class _Training:
         self.distils = job.step is None or job.config.distill > 0
         if job.teacher is not None and (self.distils or job.features):
             self.teacher = copy.deepcopy(job.teacher).eval().requires_grad_(False).to(processes.device)
+        self.rounding = _rounding(self.network, job.ranges)
         self.torn = False
         self.written_s = time.monotonic()
 
@@ -297,12 +311,15 @@ class _Training:
         lr = learning_rate(config, epoch=position.epoch, step=position.step, steps=steps, done=position.done)
         set_learning_rate_(self.optimizer, lr)
         self.torn = True
-        loss, values = self._loss(to_device(batch, self.processes.device))
+        batch = to_device(batch, self.processes.device)
+        with self.rounding:
+            loss, values = self._loss(batch)
         values = self.processes.mean(values)
         if not math.isfinite(values["loss"]):
             raise self._diverged(f"the loss became {values['loss']}", lr)
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        with self.rounding:  # what was checkpointed is computed again
+            torch.autograd.backward(loss)
         norm = self.processes.limit_gradients_(self.network, config.max_grad_norm)
         if not math.isfinite(norm):
             raise self._diverged(f"the gradient's norm became {norm}", lr)
@@ -366,7 +383,10 @@ class _Training:
             candidate = copy.deepcopy(self.job.model).eval()
             load_network_(candidate, self._tensors())
             seed_stream("evaluate", self.job.seed)
-            metrics = _checked_metrics(self.job.evaluate(candidate))
+            with _rounding(candidate, self.job.ranges) as rounding:
+                metrics = _checked_metrics(self.job.evaluate(candidate))
+            if rounding is not None and not rounding.rounded and _NOT_ROUNDED not in self.notices:
+                self.notices += (_NOT_ROUNDED,)
         return self.processes.from_first(metrics)
 
     def _report(self, steps: int | None, loss: float) -> None:
@@ -423,6 +443,10 @@ class _Training:
         if config.max_grad_norm is None:
             fix += ", or limit the gradients: -s finetune.max_grad_norm=1"
         return TrainingError(f"{what} at {place}{kept}", fix=fix)
+
+
+def _rounding(network: nn.Module, ranges: Ranges | None) -> AbstractContextManager[FakeQuantised | None]:
+    return FakeQuantised(network, ranges) if ranges is not None else nullcontext()
 
 
 def _checked_loss(loss: Any) -> torch.Tensor:
