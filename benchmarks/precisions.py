@@ -124,7 +124,9 @@ def rows_of(case: Case, state: str, form: str, baseline: Path, folder: Path) -> 
                 source=source,
             )
         except EdgePruneError as error:
-            yield {**row, "error": f"{type(error).__name__}: {error.message}"}
+            # Lines of code are named by their place in this repository.
+            message = error.message.replace(f"{WORKLOADS.parent.parent}/", "")
+            yield {**row, "error": f"{type(error).__name__}: {message}"}
             if precision == "fp32":
                 return
             continue
