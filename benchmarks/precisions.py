@@ -124,7 +124,9 @@ def rows_of(case: Case, state: str, form: str, baseline: Path, folder: Path) -> 
                 source=source,
             )
         except EdgePruneError as error:
-            yield {**row, "error": f"{type(error).__name__}: {error.message}"}
+            # Lines of code are named by their place in this repository.
+            message = error.message.replace(f"{WORKLOADS.parent.parent}/", "")
+            yield {**row, "error": f"{type(error).__name__}: {message}"}
             if precision == "fp32":
                 return
             continue
@@ -216,7 +218,8 @@ def _cell(row: Row | None) -> str:
         return f"refused: {row['error'].partition(': ')[2][:60]}"
     floats = f", {row['kept']} in float32" if row["kept"] else ""
     faster = f", {row['faster'][0]:.2f}x" if row.get("faster") else ""
-    return f"{row['sqnr_db']:.0f} dB, {row['size_bytes'] / 1e3:.0f} kB{faster}{floats}"
+    level = "whole numbers" if row["sqnr_db"] is None else f"{row['sqnr_db']:.0f} dB"
+    return f"{level}, {row['size_bytes'] / 1e3:.0f} kB{faster}{floats}"
 
 
 def _summary(rows: list[Row]) -> Iterator[str]:
@@ -228,6 +231,8 @@ def _summary(rows: list[Row]) -> Iterator[str]:
         old = [row["tflite_runtime_db"] for row in good if row["tflite_runtime_db"] is not None]
         wrong = sum(isinstance(level, str) or level < 17 for level in old)
         yield f"- {precision}: {len(good)} of {len(mine)} verified; wrong in tflite-runtime 2.14: {wrong} of {len(old)}"
+    if not rows:
+        return
     versions = ", ".join(f"{package} {number}" for package, number in rows[-1]["versions"].items())
     yield f"- with {versions}; one thread"
 

@@ -107,7 +107,7 @@ def lowered(
     """Return a verified file of a network in a precision; tests only read it."""
     path = Path(_folder().name) / f"{name}-{precision}-{io}-{layout}{suffix}"
     source = lowered(name, suffix, "fp32", layout=layout)[0] if precision != "fp32" else None
-    settings = Quantisation(methods=("minmax", "mse"), io=io)
+    settings = Quantisation(methods=("minmax", "mse"), io=io, equalise_db=-100)  # equalising is another conversion
     return path, export(
         network(name),
         inputs(name),

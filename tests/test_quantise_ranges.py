@@ -102,10 +102,10 @@ def test_an_outlier_narrows_what_the_other_methods_cover() -> None:
     histogram = counted(values)
     wide = interval(histogram, "minmax")
     assert wide.high == 60.0
-    for method, most in (("percentile", 30.0), ("entropy", 50.0), ("mse", 30.0)):
+    for method, most in (("percentile", 30.0), ("entropy", 50.0), ("mse", 50.0)):
         found = interval(histogram, method)  # type: ignore[arg-type]
         assert 2.0 < found.high < most, method
-    assert error(values, interval(histogram, "mse")) < 0.5 * error(values, wide)
+    assert error(values, interval(histogram, "mse")) < 0.8 * error(values, wide)
 
 
 @settings(deadline=None, max_examples=60)

@@ -63,6 +63,10 @@ class OnnxFloat:
 
     def quantise(self, ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
         """Return the file with QuantizeLinear and DequantizeLinear around all operators but those named."""
+        return self._quantised(ranges, floats, moving=False)
+
+    def _quantised(self, ranges: Mapping[str, Interval], floats: frozenset[str], moving: bool) -> bytes:
+        """Return the int8 file; `moving` also puts operators that only move values on integers, first ones too."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -82,15 +86,17 @@ class OnnxFloat:
                 [],
                 sorted(floats),
                 sorted(self._kinds),
-                {"ForceQuantizeNoInputCheck": False},
+                {"ForceQuantizeNoInputCheck": moving},
             )
             quantizer.quantize_model()
         return bytes(with_integer_weights(quantizer.model.model).SerializeToString())
 
     def with_ends(self, ranges: Mapping[str, Interval], floats: frozenset[str], io: Io) -> tuple[bytes, Ends]:
         """Return the int8 file with inputs and outputs of a type, and their scales where they are integers."""
-        content = self.quantise(ranges, floats)
-        return (content, {}) if io == "float32" else onnx_with_integer_ends(content, io)
+        if io == "float32":
+            return self.quantise(ranges, floats), {}
+        # Else the transposition that a layout of channels last begins with would keep a float32 input.
+        return onnx_with_integer_ends(self._quantised(ranges, floats, moving=True), io)
 
     def dynamic(self) -> bytes:
         """Return the file with integer weights, and matrix products on values that are quantised as they come."""
