@@ -256,7 +256,9 @@ BAD = {
     ),
     "no such run": Bad(words="resume runs/none", code=2, texts=("runs/none does not exist",)),
     "no such artifact": Bad(words="bench model.onnx", code=2, texts=("no file model.onnx",)),
-    "an artifact of another kind": Bad(words="bench tiny.py", code=2, texts=("tiny.py is none of .onnx, .ort and .tflite",)),
+    "an artifact of another kind": Bad(
+        words="bench tiny.py", code=2, texts=("tiny.py is none of .onnx, .ort and .tflite",)
+    ),
     "an export to another format": Bad(words="export tiny.py -o a.mlmodel", code=2, texts=("none of .onnx,",)),
     "a run that is not finished": Bad(
         words="report half",
