@@ -229,7 +229,17 @@ def _summary(rows: list[Row]) -> Iterator[str]:
         wrong = sum(isinstance(level, str) or level < 17 for level in old)
         yield f"- {precision}: {len(good)} of {len(mine)} verified; wrong in tflite-runtime 2.14: {wrong} of {len(old)}"
     versions = ", ".join(f"{package} {number}" for package, number in rows[-1]["versions"].items())
-    yield f"- with {versions}"
+    yield f"- with {versions}; one thread"
+
+
+def processor() -> str:
+    """Return the processor's name and which of the extensions for 8-bit products it has."""
+    from edgeprune.pipeline.compress import environment
+
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    flags = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    known = [name for name in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm") if name in flags]
+    return f"{environment()['cpu']} ({', '.join(known) or 'none of the extensions for 8-bit products'})"
 
 
 def _first(batches: Iterable[Any], samples: int) -> list[Any]:
@@ -265,7 +275,7 @@ def main() -> int:
     path: Path = arguments.output
     known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     done = {(row["network"], row["state"], row["format"]) for row in known}
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in PACKAGES} | {"cpu": processor()}
     for name in arguments.networks or [*KINDS, *TRAINED]:
         wanted = [(state, form) for form in arguments.format or FORMATS for state in arguments.state or STATES]
         if all((name, state, form) in done for state, form in wanted):

@@ -146,10 +146,10 @@ def demo(console: Console, output: str | None) -> int:
 @settings_option
 @console_options
 def inspect(console: Console, network: str | None, overrides: tuple[str, ...], **values: Any) -> None:
-    """Show which channels and blocks can be pruned, which not, and why. NETWORK: a workload, .onnx or .tflite file."""
+    """Show which channels and blocks can be pruned, which not, and why. NETWORK: a workload, or a file."""
     from edgeprune.report.commands import artifact_text, inspect_text
 
-    if network is not None and network.endswith((".onnx", ".tflite")):
+    if network is not None and network.endswith((".onnx", ".tflite", ".ort")):
         from edgeprune.pipeline.measuring import inspect_artifact
 
         with console.work():
@@ -280,22 +280,23 @@ def finetune(console: Console, folder: str, overrides: tuple[str, ...], **values
 @cli.command()
 @click.argument("network")
 @network_options
-@output_option("File to write, .onnx or .tflite.  [default: model.onnx]")
+@output_option("File to write: .onnx, .tflite or .ort.  [default: model.onnx]")
 @_setting("--precision", metavar="NAME", help="fp32, fp16, int8, int8-dynamic or int8-weights.  [default: fp32]")
 @calibration_option
 @_setting("--io", metavar="TYPE", help="Ends of an int8 file: float32, int8 or uint8.  [default: float32]")
+@_setting("--target", metavar="NAME", help="Refuse what its runtimes get wrong, and verify in them.  [default: host]")
 @_setting("--layout", metavar="NAME", help="Of 4-D inputs and outputs: nchw or nhwc.  [default: nchw]")
 @settings_option
 @console_options
 def export(console: Console, network: str, overrides: tuple[str, ...], **values: Any) -> None:
-    """Write NETWORK (a folder of prune, a run, or a workload) as a verified .onnx or .tflite file."""
+    """Write NETWORK (a folder of prune, a run, a workload or a .pt2 program) as a verified file."""
     from edgeprune.report.commands import export_text
 
     config = _settings(overrides, values)
-    from edgeprune.pipeline import steps
+    from edgeprune.pipeline import writing
 
     with console.work():
-        done = steps.export(network, config, listen=console.listen)
+        done = writing.export(network, config, listen=console.listen)
     console.show(export_text(done, width()), done)
 
 

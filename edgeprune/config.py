@@ -293,7 +293,8 @@ class ExportConfig(Section):
     `int8-weights` and `fp16` store weights in a quarter and a half, and compute in float32.
     `layout` `nhwc` puts the channels of 4-D inputs and outputs last.
     `min_sqnr_db` is the least signal-to-quantisation-noise ratio of files that are not float32; unset, it is 40 for
-    fp16 and 17 for the others, a cosine of 0.99.
+    fp16 and 17 for the others, a cosine of 0.99. `timeout_s` and `memory_limit`, such as "4GB", are those of the TFLite
+    converter's process.
     """
 
     formats: tuple[Literal["onnx", "tflite"], ...] = Field(("onnx", "tflite"), min_length=1)
@@ -303,6 +304,7 @@ class ExportConfig(Section):
     dynamic_batch: bool = True
     tolerance: float = Field(1e-4, gt=0)
     timeout_s: float = Field(900.0, gt=0)
+    memory_limit: str | None = None
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -386,6 +388,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         method, prune, sparsify = self.gradual.method, self.prune, self.sparsify
+        if self.quantise.io != "float32" and "int8" not in self.export.precisions:
+            text = f"quantise.io = '{self.quantise.io}' is for int8 files, and export.precisions has no int8"
+            _refuse(text, "--precision int8, or --io float32")
         if self.gradual.of_weights and sparsify.method not in _BY_AND_BY:
             text = f"gradual.method = '{method}' needs sparsify.method, one of {', '.join(_BY_AND_BY)}"
             _refuse(text, "-s sparsify.method=magnitude -s sparsify.amount=0.8")

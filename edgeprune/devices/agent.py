@@ -45,6 +45,7 @@ _Limits = Tuple[int, float, float, int]  # least rounds, least seconds, most sec
 
 PIP_LINES = {
     ".onnx": "python -m pip install onnxruntime",
+    ".ort": "python -m pip install onnxruntime",
     ".tflite": "python -m pip install ai-edge-litert   (32-bit ARM: tflite-runtime 'numpy<2')",
 }
 ONNX_DTYPES = {"float": "float32", "double": "float64"}
@@ -159,14 +160,14 @@ def open_runtime(path: str, threads: int = 1, reference: bool = False) -> Any:
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in PIP_LINES:
-        raise AgentError("artifact", f"{path}: the suffix is neither .onnx nor .tflite")
+        raise AgentError("artifact", f"{path}: the suffix is none of .onnx, .ort and .tflite")
     try:
         with open(path, "rb") as file:
             file.read(1)
     except OSError as error:
         raise AgentError("artifact", f"cannot read {path}: {error.strerror}") from error
     try:
-        return OnnxFile(path, threads, reference) if suffix == ".onnx" else TfliteFile(path, threads, None, reference)
+        return TfliteFile(path, threads, None, reference) if suffix == ".tflite" else OnnxFile(path, threads, reference)
     except AgentError:
         raise
     except Exception as error:
@@ -426,7 +427,7 @@ def random_inputs(infos: Sequence[TensorInfo], specs: Sequence[dict[str, Any]], 
 
 def _import_runtime(path: str) -> float:
     start = time.perf_counter()
-    if path.lower().endswith(".onnx"):
+    if path.lower().endswith((".onnx", ".ort")):
         _import_onnxruntime()
     else:
         _import_tflite()

@@ -21,7 +21,7 @@ from edgeprune.errors import ConfigError, ExportError, ResolveError, StorageErro
 from edgeprune.export import onnx as onnx_format
 from edgeprune.export import tflite as tflite_format
 from edgeprune.export.quiet import quiet
-from edgeprune.export.record import Record, own_values
+from edgeprune.export.record import Record, own_values, read_record
 from edgeprune.quantise import Quantisation
 from edgeprune.values import LAYOUTS, PRECISIONS, Artifact, Check, Json, Layout, Notice, Precision
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgeprune.export.opened import OpenArtifact
     from edgeprune.export.precision import Lowered
     from edgeprune.export.rewrite import Rewrite
+    from edgeprune.preprocessing import Preprocessing
 
 _PACKAGES = {".onnx": onnx_format.check_packages, ".tflite": tflite_format.check_packages}
 
@@ -60,6 +61,10 @@ class _Task:
     quantisation: Quantisation
     source: Path | None
     layout: Layout
+    labels: Sequence[str]
+    preprocessing: Mapping[str, Preprocessing]
+    tflite_python: str | None
+    memory_limit_bytes: int | None
 
 
 def export(
@@ -78,6 +83,10 @@ def export(
     min_sqnr_db: float | None = None,
     source: str | Path | None = None,
     layout: Layout = "nchw",
+    labels: Sequence[str] = (),
+    preprocessing: Mapping[str, Preprocessing] | None = None,
+    tflite_python: str | None = None,
+    memory_limit_bytes: int | None = None,
 ) -> Exported:
     """Write a network as a file that was proved equal to it.
 
@@ -97,6 +106,10 @@ def export(
             precision.
         layout: `nhwc` puts the channels of all 4-D inputs and outputs of the file last.
         source: The verified float32 file of the same network and format, if there is one: saves a conversion.
+        labels: Names of the places of an output, for the description in the file.
+        preprocessing: How raw data become inputs, by their names, for the description in the file.
+        tflite_python: An interpreter with tflite-runtime; a `.tflite` file is verified in that too.
+        memory_limit_bytes: Largest resident memory of the TFLite converter's process.
 
     Raises:
         ConfigError: The suffix or the precision is unknown, or int8 has no calibration data.
@@ -132,6 +145,10 @@ def export(
         quantisation=quantisation,
         source=Path(source) if source is not None else None,
         layout=layout,
+        labels=labels,
+        preprocessing=preprocessing or {},
+        tflite_python=tflite_python,
+        memory_limit_bytes=memory_limit_bytes,
     )
     try:
         with _work_folder(target) as work:
@@ -148,6 +165,7 @@ def _export(
 ) -> Exported:
     from edgeprune.export.calibration import judged_on
     from edgeprune.export.capture import prepare
+    from edgeprune.export.description import labelled_output
     from edgeprune.export.opened import describe
     from edgeprune.export.verify import checked_inputs
 
@@ -156,6 +174,8 @@ def _export(
     facts = None
     with log_path.open("a", encoding="utf-8") as log, quiet(log):
         subject = prepare(model, inputs, [tuple(tensors) for tensors in more])
+        if task.labels:
+            labelled_output(subject.outputs, task.labels)  # a mistake here should not cost a conversion
         with _logged(target, log_path, log):
             float_file, notices = _float_file(subject, examples, task, made, log_path)
             if task.precision != "fp32":
@@ -165,6 +185,7 @@ def _export(
                 if lowered.samples:
                     examples, told = judged_on(lowered.samples, inputs, more, subject.inputs)
                     notices += told
+            _describe_(made, task)
         opened, checks = _verified(subject, examples, task, made, task.precision)
     artifact = describe(target, opened, made.read_bytes())
     _put_in_place(made, target)
@@ -195,7 +216,6 @@ def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path, log_pa
     from edgeprune.export.capture import channels_last
     from edgeprune.export.equalise import asymmetric, rewrite_equalised, symmetric
     from edgeprune.export.precision import lower
-    from edgeprune.export.record import read_record
 
     known = read_record(float_file)
     record = _record(subject, known.batch if known is not None else subject.batch, task)
@@ -225,6 +245,22 @@ def _lowered(subject: Subject, task: _Task, float_file: Path, made: Path, log_pa
     )
 
 
+def _describe_(made: Path, task: _Task) -> None:
+    """Write what model viewers show into a file."""
+    from edgeprune.export.description import describe_record
+    from edgeprune.export.metadata import describe_file
+
+    try:
+        record = read_record(made)
+    except ResolveError:  # verification says what is wrong with it
+        return
+    if record is None:
+        return
+    name = record.values.get("workload", task.target.name.partition(".")[0])
+    description = describe_record(record, name=name, preprocessing=task.preprocessing, labels=task.labels)
+    made.write_bytes(describe_file(made.read_bytes(), made.suffix, description))
+
+
 def _verified(
     subject: Subject, examples: Sequence[Sequence[Tensor]], task: _Task, made: Path, precision: Precision
 ) -> tuple[OpenArtifact, tuple[Check, ...]]:
@@ -232,6 +268,7 @@ def _verified(
     from edgeprune.export.difference import leave_verdict
     from edgeprune.export.limits import limits_of
     from edgeprune.export.opened import open_artifact
+    from edgeprune.export.tflite_runtime import verify_in_tflite_runtime
     from edgeprune.export.verify import require, verify_artifact
 
     target = task.target
@@ -241,9 +278,12 @@ def _verified(
     try:
         opened = open_artifact(made, name=str(target))
         checks = verify_artifact(subject, opened, examples=examples, limits=limits, name=target.name)
+        if task.tflite_python is not None and target.suffix == ".tflite" and precision == task.precision:
+            checks += verify_in_tflite_runtime(
+                made, examples=examples, python=task.tflite_python, name=target.name, limits=limits
+            )
         require(checks)
     except (VerificationError, ResolveError) as error:
-        told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         rejected = target.with_name(f"{target.name}.rejected")
         told = leave_verdict(target, subject, opened, examples=examples, limits=limits, checks=checks)
         os.replace(made, rejected)
@@ -273,11 +313,12 @@ def _convert(
 ) -> tuple[Notice, ...]:
     """Write the file under its temporary name, with a free batch where that is asked for and possible."""
     from edgeprune.export.capture import capture
+    from edgeprune.export.equalise import fold_norms_
     from edgeprune.export.rewrite import FOR_ALL, FOR_TFLITE
 
     free = task.dynamic_batch and task.target.suffix == ".onnx"
     reason = subject.reason
-    rewrites = (*(FOR_ALL if task.target.suffix == ".onnx" else FOR_TFLITE), *further)
+    rewrites = (*(FOR_ALL if task.target.suffix == ".onnx" else (*FOR_TFLITE, fold_norms_)), *further)
     if free and subject.batch is None:
         try:
             program = capture(subject, dynamic=True, rewrites=rewrites, layout=task.layout)
@@ -292,7 +333,9 @@ def _convert(
     if task.target.suffix == ".onnx":
         onnx_format.convert_to_onnx(program, record, made)
     else:
-        tflite_format.convert_to_tflite(program, record, made, timeout_s=task.timeout_s, log=log)
+        tflite_format.convert_to_tflite(
+            program, record, made, timeout_s=task.timeout_s, memory_limit_bytes=task.memory_limit_bytes, log=log
+        )
     if free or batch != 1:
         text = f"{task.target.name} takes batches of exactly {batch}: {reason}"
         return (Notice(code="fixed-batch", text=text),)

@@ -25,9 +25,10 @@ _FIX = "give batches as for the network's inputs():  def calibration_data(): yie
 
 @dataclass(slots=True)
 class Seen:
-    """What was read: how many samples, and whether each input ever changed."""
+    """What was read: how many samples, the largest batch that they came in, and whether each input ever changed."""
 
     samples: int = 0
+    largest: int = 0
     first: list[Any] = field(default_factory=list)
     changed: list[bool] = field(default_factory=list)
 
@@ -51,7 +52,11 @@ def samples_of(batches: Iterable[Any], subject: Subject, limit: int, seen: Seen)
         arrays = [to_array(tensor) for tensor in model_inputs(batch)]
         checked = _checked(arrays, subject.inputs, f"calibration batch {place}")
         split = [spec.shape[:1] == (None,) for spec in subject.inputs]
-        count = next((len(array) for array, free in zip(checked, split, strict=True) if free), step)
+        counts = {len(array) for array, free in zip(checked, split, strict=True) if free} or {step}
+        if len(counts) > 1:
+            raise ModelError(f"calibration batch {place} has {sorted(counts)} samples of different inputs", fix=_FIX)
+        count = counts.pop()
+        seen.largest = max(seen.largest, count)
         for start in range(0, count - count % step, step):
             sample = [a[start : start + step] if free else a for a, free in zip(checked, split, strict=True)]
             _note(seen, sample)
@@ -78,6 +83,11 @@ def check_seen(seen: Seen, specs: Sequence[TensorSpec]) -> None:
     Raises:
         ConfigError: There were none, or a float input had one and the same value throughout.
     """
+    if seen.samples == 0 and seen.largest:
+        raise ConfigError(
+            f"the network takes batches of a fixed size, and those of the calibration data have at most {seen.largest}",
+            fix="give batches as large as those of inputs()",
+        )
     if seen.samples == 0:
         raise ConfigError("int8 needs calibration data, and there are no samples in it", fix=_FIX)
     for spec, first, changed in zip(specs, seen.first, seen.changed, strict=True):
@@ -183,6 +193,10 @@ def read_calibration(path: Any, names: Sequence[str]) -> Iterator[tuple[Any, ...
     import torch
 
     arrays = _arrays(path, names)
+    for name, array in zip(names, arrays, strict=True):
+        if array.ndim == 0 or array.dtype.kind not in "fiub":
+            found = "one value" if array.ndim == 0 else f"of type {array.dtype}"
+            raise ConfigError(f"'{name}' in {path} is {found}", fix="save an array of numbers, samples first")
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1:
         raise ConfigError(f"{path} holds {sorted(lengths)} samples for different inputs", fix="save as many for each")
@@ -191,13 +205,24 @@ def read_calibration(path: Any, names: Sequence[str]) -> Iterator[tuple[Any, ...
 
 
 def _arrays(path: Any, names: Sequence[str]) -> list[np.ndarray]:
+    from zipfile import BadZipFile
+
+    from safetensors import SafetensorError
+
     from edgeprune.errors import ResolveError
 
     try:
         if path.suffix == ".npy":
-            found = {names[0]: np.load(path, allow_pickle=False)} if len(names) == 1 else {}
+            data = np.load(path, allow_pickle=False)
+            if not isinstance(data, np.ndarray):
+                data.close()
+                raise ValueError("it is an archive, as .npz files are")
+            found = {names[0]: data} if len(names) == 1 else {}
         elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as data:
+            data = np.load(path, allow_pickle=False)
+            if isinstance(data, np.ndarray):
+                raise ValueError("it is a single array, as .npy files hold it")
+            with data:
                 found = {name: data[name] for name in data.files}
         elif path.suffix == ".safetensors":
             from safetensors.numpy import load_file
@@ -205,7 +230,7 @@ def _arrays(path: Any, names: Sequence[str]) -> list[np.ndarray]:
             found = load_file(path)
         else:
             raise ConfigError(f"{path} is neither .npy, .npz nor .safetensors", fix="np.savez('calibration.npz', x=x)")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, SafetensorError) as error:
         raise ResolveError(f"cannot read {path}: {error}", fix="np.savez('calibration.npz', x=x) writes one") from error
     if len(names) == 1 and len(found) == 1:
         return list(found.values())

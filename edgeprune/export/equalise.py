@@ -20,20 +20,12 @@ from torch import nn
 from edgeprune.export.rewrite import Rewrite
 
 _ATEN = torch.ops.aten
-# Position of weight and bias among the arguments, and the weight's dimension of input channels.
-_PRODUCTS = {
-    _ATEN.linear.default: 1,
-    _ATEN.conv1d.default: 1,
-    _ATEN.conv2d.default: 1,
-    _ATEN.conv3d.default: 1,
-}
 _CONVOLUTIONS = (_ATEN.conv1d.default, _ATEN.conv2d.default, _ATEN.conv3d.default)
-# f(c x) = c f(x) for c > 0, channel by channel.
-_HOMOGENEOUS = (
-    _ATEN.relu.default,
-    _ATEN.relu_.default,
-    _ATEN.leaky_relu.default,
-    _ATEN.dropout.default,
+_PRODUCTS = (_ATEN.linear.default, *_CONVOLUTIONS)
+# f(c x) = c f(x) for c > 0, value by value.
+_HOMOGENEOUS = (_ATEN.relu.default, _ATEN.relu_.default, _ATEN.leaky_relu.default, _ATEN.dropout.default)
+# The same channel by channel, where channels come before the places that are pooled: behind convolutions.
+_POOLS = (
     _ATEN.max_pool1d.default,
     _ATEN.max_pool2d.default,
     _ATEN.avg_pool2d.default,
@@ -65,6 +57,27 @@ def rewrite_equalised(samples: Samples, round_weights: Callable[[torch.Tensor], 
     return rewrite
 
 
+def fold_norms_(graph: torch.fx.Graph) -> int:
+    """Multiply BatchNorm into the product before it: the same results from fewer operators, for `capture`.
+
+    Converters do that too, but only after they took every BatchNorm apart, which costs more than all else in a CNN.
+    """
+    module = graph.owning_module
+    if module is None or not any(node.target is _NORM for node in graph.nodes):
+        return 0
+    _own_parameters_(module)
+    return fold_batch_norm_(module)
+
+
+def _own_parameters_(module: torch.fx.GraphModule) -> None:
+    """Give the program parameters of its own that share their values with the network's, until they are replaced."""
+    own: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                part._parameters[name] = own.setdefault(id(value), nn.Parameter(value.detach(), requires_grad=False))
+
+
 def _own_copies_(module: torch.fx.GraphModule) -> None:
     """Give the program parameters of its own: those that capture left are the network's."""
     copies: dict[int, nn.Parameter] = {}
@@ -83,7 +96,7 @@ def fold_batch_norm_(module: torch.fx.GraphModule) -> int:
             continue
         source = node.args[0]
         weight = _own_weight(module, source)
-        if weight is None or len(source.users) != 1:
+        if weight is None or len(source.users) != 1 or _channels(weight, source.meta["val"]) != 1:
             continue
         scale_node, shift_node, mean_node, variance_node = node.args[1:5]
         if mean_node is None or variance_node is None:
@@ -117,7 +130,7 @@ class _Link:
 def equalise_(module: torch.fx.GraphModule, samples: Samples) -> int:
     """Scale channels so that large activations become smaller, at the cost of the weights that read them."""
     links = [link for node in module.graph.nodes if (link := _link(module, node)) is not None]
-    sizes = _sizes(module, [link.read for link in links], samples)
+    sizes = _sizes(module, links, samples)
     for link in links:
         size = sizes[link.read]
         weights = torch.stack([_reading_size(module, reader) for reader in link.readers]).amax(0)
@@ -143,8 +156,7 @@ def correct_bias_(
     def note(node: Any, result: Any, arguments: tuple[Any, ...]) -> None:
         if node in differences:
             error = node.target(arguments[0], differences[node], None, *arguments[3:])
-            channels = error.dim() - 1 if node.target is _ATEN.linear.default else 1
-            mean = error.transpose(0, channels).flatten(1).mean(1)
+            mean = error.transpose(0, _channels(differences[node], error)).flatten(1).mean(1)
             errors[node] = errors.get(node, torch.zeros_like(mean)) + mean / len(samples)
 
     _watched(module, samples, note)
@@ -176,12 +188,14 @@ def _link(module: torch.fx.GraphModule, source: Any) -> _Link | None:
     """Return the tensor that a product or norm leads to, where only homogeneous operators lie between."""
     if not _scalable(module, source):
         return None
-    read = source
-    while len(read.users) == 1 and next(iter(read.users)).target in _HOMOGENEOUS:
+    read, images = source, source.target in _CONVOLUTIONS
+    between = (*_HOMOGENEOUS, *_POOLS) if images else _HOMOGENEOUS
+    while len(read.users) == 1 and next(iter(read.users)).target in between:
         read = next(iter(read.users))
     readers = tuple(read.users)
-    good = bool(readers) and all(_reads(module, reader, read) for reader in readers)
-    if not good or (source.target in _CONVOLUTIONS) != (readers[0].target in _CONVOLUTIONS):
+    if not readers or not all(_reads(module, reader, read) for reader in readers):
+        return None
+    if any((reader.target in _CONVOLUTIONS) != images for reader in readers):
         return None
     return _Link(source, read, readers)
 
@@ -206,6 +220,11 @@ def _depthwise(weight: torch.Tensor, node: Any) -> bool:
     return bool(groups > 1 and groups == weight.shape[0] and weight.shape[1] == 1)
 
 
+def _channels(weight: torch.Tensor, result: torch.Tensor) -> int:
+    """Return the dimension of the channels in a product's result: the last, or before the places of a convolution."""
+    return result.dim() + 1 - weight.dim()
+
+
 def _reading_size(module: torch.fx.GraphModule, reader: Any) -> torch.Tensor:
     """Return the largest weight that reads each input channel."""
     weight = _value(module, reader.args[1]).detach().abs()
@@ -226,14 +245,14 @@ def _divide_source_(module: torch.fx.GraphModule, source: Any, factor: torch.Ten
         bias.data = bias.data / factor
 
 
-def _sizes(module: torch.fx.GraphModule, tensors: Sequence[Any], samples: Samples) -> dict[Any, torch.Tensor]:
-    """Return the largest absolute value of every channel of some tensors over the samples."""
-    wanted, found = set(tensors), dict[Any, torch.Tensor]()
+def _sizes(module: torch.fx.GraphModule, links: Sequence[_Link], samples: Samples) -> dict[Any, torch.Tensor]:
+    """Return the largest absolute value of every channel of the links' tensors over the samples."""
+    wanted = {link.read: _value(module, link.readers[0].args[1]) for link in links}
+    found = dict[Any, torch.Tensor]()
 
     def note(node: Any, result: Any, arguments: tuple[Any, ...]) -> None:
         if node in wanted:
-            channels = 1 if any(user.target in _CONVOLUTIONS for user in node.users) else result.dim() - 1
-            size = result.abs().transpose(0, channels).flatten(1).amax(1)
+            size = result.abs().transpose(0, _channels(wanted[node], result)).flatten(1).amax(1)
             found[node] = torch.maximum(found[node], size) if node in found else size
 
     _watched(module, samples, note)

@@ -17,9 +17,16 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 STORAGE_EXIT = 74
 REFUSED_EXIT = 65
+# The attribute under which capture's wrapper holds the user's network.
+WRAPPER = "network"
+MARK = "edgeprune"
 
 
 def main() -> int:
@@ -45,9 +52,11 @@ def convert(job: dict[str, object]) -> bytes:
     """Return the TFLite file of a saved program."""
     import litert_torch
     import torch
+    from torch.fx import traceback as kept
 
     program = torch.export.load(str(job["program"]))
     network = program.module(check_guards=False)
+    _mark_modules_(network.graph)
     in_names, out_names = list(job["inputs"]), list(job["outputs"])  # type: ignore[call-overload]
 
     class Named(torch.nn.Module):
@@ -59,11 +68,26 @@ def convert(job: dict[str, object]) -> bytes:
             self.training = False  # a captured program is past its mode; eval() on it is an error
 
         def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-            return dict(zip(out_names, self.network(*(inputs[name] for name in in_names)), strict=True))
+            # Node by node, so that what a node came from is kept on its way through the converter.
+            with kept.preserve_node_meta():
+                outputs = torch.fx.Interpreter(self.network).run(*(inputs[name] for name in in_names))
+            return dict(zip(out_names, outputs, strict=True))
 
     examples, _ = program.example_inputs
     model = litert_torch.convert(Named(), sample_kwargs=dict(zip(in_names, examples, strict=True)))
     return bytes(model.model_content())
+
+
+def _mark_modules_(graph: torch.fx.Graph) -> None:
+    """Leave of every node's modules only the path of the innermost, where the converter takes a tensor's name from.
+
+    It writes the last part of a path behind the class; so the path becomes one part, and the class a mark.
+    """
+    for node in graph.nodes:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        if stack:
+            path = stack[-1][0].removeprefix(WRAPPER).removeprefix(".").replace(".", "/")
+            node.meta["nn_module_stack"] = {MARK: (path, MARK)}
 
 
 def _reason(error: Exception) -> str:

@@ -20,6 +20,8 @@ _LOG = logging.getLogger(__name__)
 # A protobuf file ends at 2 GiB; the rest is room for the graph itself.
 WEIGHTS_LIMIT_BYTES = 2**31 - 2**24
 _PREFIX = "network."
+_MOVING = ("Concat", "Slice", "Squeeze", "Split", "Transpose", "Unsqueeze")
+_SMALL = 16  # elements of a constant that stays a node, where viewers show its values
 
 
 def check_packages() -> None:
@@ -60,9 +62,34 @@ def convert_to_onnx(program: torch.export.ExportedProgram, record: Record, path:
         raise ExportError(f"torch.onnx cannot convert the network: {_cause(error)}") from error
     assert result is not None
     model = result.model
+    _fold_weights_(model)
     _clean_(model, _batch_symbol(program))
     model.metadata_props[KEY] = record.as_text()
     path.write_bytes(result.model_proto.SerializeToString())
+
+
+def _fold_weights_(model: Any) -> None:
+    """Do once, here, what the file would do with its weights in every inference: cut them, join them, turn them.
+
+    The exporter leaves that where weights are large. Gates of recurrent layers are in another order in ONNX, so for an
+    LSTM it is most of the nodes. What else it left stays: an `Expand` of a weight is smaller than its result.
+    """
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+    from onnxscript import optimizer
+
+    def moves(node: Any) -> bool:
+        return node.domain in ("", "ai.onnx") and node.op_type in _MOVING
+
+    if not any(moves(node) and any(_weight(value) for value in node.inputs) for node in model.graph):
+        return
+    limits = {"input_size_limit": WEIGHTS_LIMIT_BYTES, "output_size_limit": WEIGHTS_LIMIT_BYTES}
+    optimizer.fold_constants(model, should_fold=moves, **limits)
+    LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=_SMALL)(model)
+    RemoveUnusedNodesPass()(model)
+
+
+def _weight(value: Any) -> bool:
+    return value is not None and value.is_initializer()
 
 
 def _batch_symbol(program: torch.export.ExportedProgram) -> str | None:

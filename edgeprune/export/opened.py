@@ -20,7 +20,7 @@ from edgeprune.export.quiet import silent_stderr
 from edgeprune.export.record import Record, read_record
 from edgeprune.values import PRECISIONS, Artifact, Format, Precision, TensorSpec
 
-_FORMATS: dict[str, Format] = {".onnx": "onnx", ".tflite": "tflite"}
+_FORMATS: dict[str, Format] = {".onnx": "onnx", ".ort": "onnx", ".tflite": "tflite"}
 
 
 class OpenArtifact:
@@ -176,7 +176,7 @@ def open_artifact(path: Path, threads: int = 1, name: str | None = None, referen
         MissingDependency: The runtime is not installed.
     """
     if path.suffix not in _FORMATS:
-        raise ResolveError(f"{path} is neither .onnx nor .tflite")
+        raise ResolveError(f"{path} is none of .onnx, .ort and .tflite")
     if not path.is_file():
         raise ResolveError(f"no file {path}", fix="edgeprune export writes one")
     try:

@@ -21,7 +21,7 @@ from edgeprune.export.quality import sqnr_db
 from edgeprune.export.record import Record, with_record
 from edgeprune.quantise import Int8, OnnxFloat, Quantisation, TfliteFloat, histograms, mixed, with_best_ranges
 from edgeprune.quantise.files import FloatFile, Without
-from edgeprune.quantise.ranges import Histogram, interval
+from edgeprune.quantise.ranges import Histogram, Interval, interval
 from edgeprune.quantise.search import unworkable
 from edgeprune.values import Json, Notice, Precision
 
@@ -150,6 +150,7 @@ def _int8(
 
     if not accept(whole.sqnr_db, whole.content):
         whole = mixed(file, whole, measured.measure, accept, settings.on_progress)
+    cost = _cost_of_few(plain, source, kept, subject, settings, measured.path) if seen.samples < _FEW else None
     made, floats = open_float(chosen), whole.floats | file.never
     content, ends = made.with_ends(whole.ranges, floats, settings.io)
     unwritten = {operator.kind for operator in made.operators() if operator.name in file.never}
@@ -157,7 +158,7 @@ def _int8(
         content=with_record(content, source.suffix, replace(record, quantisation=ends)),
         facts=whole.as_dict(),
         samples=tuple(tuple(sample) for sample in few),
-        notices=tuple(_notices(whole, seen, unwritten, name)),
+        notices=tuple(_notices(whole, seen, unwritten, cost, name)),
     )
 
 
@@ -178,6 +179,36 @@ def _whole(
     return file, found
 
 
+def _cost_of_few(
+    plain: FloatFile,
+    source: Path,
+    kept: Sequence[Sequence[np.ndarray]],
+    subject: Subject,
+    settings: Quantisation,
+    path: Path,
+) -> float | None:
+    """Return how many dB the second half of the samples loses with ranges of the first half, against ranges of all.
+
+    None for a single sample. What twice as many samples would still gain is no more than that, as a rule.
+    """
+    middle = len(kept) // 2
+    if middle == 0:
+        return None
+    feeds, second = open_artifact(source).feeds, list(kept[middle:])
+    candidates = _Candidates([list(sample) for sample in second], [subject.run(sample) for sample in second], path)
+    levels = []
+    for samples in (kept[:middle], kept):
+        counts = histograms(plain, map(feeds, samples), settings.on_progress, len(samples))
+        ranges = {tensor: interval(counted, "minmax") for tensor, counted in counts.items()}
+        levels.append(_whole_level(plain, ranges, candidates))
+    return max(levels[1] - levels[0], 0.0)
+
+
+def _whole_level(plain: FloatFile, ranges: Mapping[str, Interval], candidates: _Candidates) -> float:
+    never = unworkable(plain, ranges, candidates.opens)
+    return candidates.measure(plain.quantise(ranges, never))
+
+
 def output_sqnr_db(
     path: Path, samples: Sequence[Sequence[np.ndarray]], expected: Sequence[Sequence[np.ndarray]]
 ) -> float:
@@ -196,7 +227,7 @@ def output_sqnr_db(
     return worst if math.isfinite(worst) else -_WORST_DB
 
 
-def _notices(found: Int8, seen: Seen, unwritten: set[str], name: str) -> list[Notice]:
+def _notices(found: Int8, seen: Seen, unwritten: set[str], cost: float | None, name: str) -> list[Notice]:
     notices = []
     if unwritten:
         text = f"{name}: {', '.join(sorted(unwritten))} stay in float32: the quantiser cannot write them"
@@ -207,6 +238,8 @@ def _notices(found: Int8, seen: Seen, unwritten: set[str], name: str) -> list[No
         text = f"{name}: {floats} operators stay in float32 ({', '.join(kinds[:6])}): in int8 they cost too much"
         notices.append(Notice(code="mixed-precision", text=text))
     if seen.samples < _FEW:
-        text = f"{name} was calibrated on {seen.samples} samples; ranges of so few are often too narrow"
+        text = f"{name} was calibrated on {seen.samples} samples"
+        if cost is not None:
+            text += f"; on samples that the ranges do not know, half of them cost {cost:.1f} dB"
         notices.append(Notice(code="few-samples", text=text, fix="give about a hundred"))
     return notices

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeprune.errors import ResolveError
 from edgeprune.quantise.flatbuffer import packed, unpacked
+from edgeprune.quantise.tensor_names import name_tensors_, named
 from edgeprune.values import Json, Layout, Precision, TensorSpec
 from edgeprune.version import VERSION
 
@@ -69,13 +70,13 @@ def own_values(precision: Precision, metadata: Mapping[str, str] | None) -> dict
 
 
 def read_record(path: Path) -> Record | None:
-    """Return the record of a `.onnx` or `.tflite` file, None when it has none.
+    """Return the record of a `.onnx`, `.ort` or `.tflite` file, None when it has none.
 
     Raises:
         ResolveError: The file cannot be read, or its record is damaged.
     """
     try:
-        text = _onnx_text(path) if path.suffix == ".onnx" else _tflite_text(path.read_bytes())
+        text = {".onnx": _onnx_text, ".ort": _ort_text}.get(path.suffix, _tflite_text)(path)
     except OSError as error:
         raise ResolveError(f"cannot read {path}: {error.strerror}") from error
     if text is None:
@@ -126,12 +127,14 @@ def _scale(pair: Any) -> tuple[float, int]:
 
 
 def add_to_tflite(content: bytes, record: Record) -> bytes:
-    """Return a TFLite file with the record added, and slices written with their full sizes."""
+    """Return a TFLite file with the record added, slices written with their full sizes, and tensors with names."""
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
     model = unpacked(content)
     _spell_out_slices_(model, schema)
+    if not named(model):
+        name_tensors_(model)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(record.as_text().encode(), dtype=np.uint8)
     entry = schema.MetadataT()
@@ -162,7 +165,7 @@ def _spell_out_slices_(model: Any, schema: Any) -> None:
             buffer.data = np.frombuffer(np.asarray(shape, dtype="<i4").tobytes(), dtype=np.uint8)
             model.buffers.append(buffer)
             tensor = schema.TensorT()
-            tensor.shape, tensor.type, tensor.name = size.shape, size.type, size.name
+            tensor.shape, tensor.type, tensor.name = size.shape, size.type, b"%s_%d" % (size.name, len(graph.tensors))
             tensor.buffer = len(model.buffers) - 1
             graph.tensors.append(tensor)
             operator.inputs[2] = len(graph.tensors) - 1
@@ -179,9 +182,29 @@ def _onnx_text(path: Path) -> str | None:
     return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
 
 
-def _tflite_text(content: bytes) -> str | None:
+def _ort_text(path: Path) -> str | None:
+    """Return the record of a `.ort` file, which keeps the properties of the `.onnx` file that it came from."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.RuntimeException,
+        state.NotImplemented,
+    ) as error:
+        raise ResolveError(f"ONNX Runtime cannot open {path}: {' '.join(str(error).split())[:300]}") from error
+    found: str | None = session.get_modelmeta().custom_metadata_map.get(KEY)
+    return found
+
+
+def _tflite_text(path: Path) -> str | None:
     from ai_edge_litert import schema_py_generated as schema
 
+    content = path.read_bytes()
     if content[4:8] != b"TFL3":
         return None
     model = schema.Model.GetRootAs(content)

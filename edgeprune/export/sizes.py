@@ -70,7 +70,7 @@ class Sizes:
 
 
 def sizes_of(path: Path, *, with_lzma: bool = True) -> Sizes:
-    """Return the sizes of an `.onnx` or `.tflite` file, its weights from the largest to the smallest.
+    """Return the sizes of a file, its weights from the largest to the smallest; those of a `.ort` file are not listed.
 
     Args:
         with_lzma: Compress with LZMA too, where the file is not larger than `LZMA_LIMIT_BYTES`.
@@ -79,9 +79,9 @@ def sizes_of(path: Path, *, with_lzma: bool = True) -> Sizes:
         ConfigError: The suffix is another one.
         ResolveError: The file cannot be read.
     """
-    readers = {".onnx": _onnx_weights, ".tflite": _tflite_weights}
+    readers = {".onnx": _onnx_weights, ".ort": _unreadable_weights, ".tflite": _tflite_weights}
     if path.suffix not in readers:
-        raise ConfigError(f"'{path}' is neither .onnx nor .tflite", fix="name a file that ends in .onnx or .tflite")
+        raise ConfigError(f"'{path}' is none of .onnx, .ort, .tflite", fix="name a file that ends in .onnx or .tflite")
     try:
         size = path.stat().st_size
         found = list(readers[path.suffix](path))
@@ -108,6 +108,11 @@ def compressed_bytes(path: Path) -> int:
 
 
 _Row = tuple[str, str, str, tuple[int, ...], int]
+
+
+def _unreadable_weights(path: Path) -> Iterator[_Row]:
+    """Yield nothing: ONNX Runtime publishes no reader of its own format; the `.onnx` file has the same weights."""
+    yield from ()
 
 
 def _onnx_weights(path: Path) -> Iterator[_Row]:

@@ -18,7 +18,7 @@ from edgeprune.pipeline.compress import compress as run_compress
 from edgeprune.pipeline.distributed import is_follower
 from edgeprune.pipeline.events import Listener, ignore
 from edgeprune.targets import Target, find_target
-from edgeprune.values import Artifact, Check, Json, Precision
+from edgeprune.values import Artifact, Check, Json, Layout, Precision
 from edgeprune.workload import Workload, as_inputs, load_workload
 
 if TYPE_CHECKING:
@@ -388,6 +388,7 @@ def export(
     precision: Precision = "fp32",
     calibration: Batches | str | Path | None = None,
     min_sqnr_db: float | None = None,
+    layout: Layout = "nchw",
     dynamic_batch: bool = True,
     tolerance: float = 1e-4,
     metadata: dict[str, str] | None = None,
@@ -401,7 +402,8 @@ def export(
         calibration: Batches of true inputs, labels allowed, or a `.npz`, `.npy` or `.safetensors` file of them.
         min_sqnr_db: Least signal-to-quantisation-noise ratio of a file that is not float32.
         tolerance: Largest accepted difference of a float32 file, relative to the largest output value.
-        settings: Other settings of the section `quantise`, such as `samples=64` or `wanted_db=30`.
+        layout: `nhwc` puts the channels of 4-D inputs and outputs last.
+        settings: Other settings of the section `quantise`, such as `samples=64`, `wanted_db=30` or `io="int8"`.
 
     Raises:
         ConfigError: The precision is unknown, a setting is out of range, or `int8` has no calibration data.
@@ -415,7 +417,7 @@ def export(
     from edgeprune.pipeline.prepare import check_format_packages
     from edgeprune.pipeline.quantising import file_batches, quantisation
 
-    config = validate({"quantise": settings}, "export()").quantise
+    config = validate({"quantise": settings, "export": {"precisions": [precision]}}, "export()").quantise
     check_format_packages([Path(path).suffix[1:]], [precision])
     if isinstance(calibration, str | Path):
         calibration = file_batches(Path(calibration), model, inputs)
@@ -428,8 +430,9 @@ def export(
         metadata=metadata,
         tolerance=tolerance,
         calibration=calibration() if callable(calibration) else calibration,
-        quantisation=quantisation(config, ignore, str(path)),
+        quantisation=quantisation(config, ignore, str(path), precision),
         min_sqnr_db=min_sqnr_db,
+        layout=layout,
     )
     return exported.artifact
 

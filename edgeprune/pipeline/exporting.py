@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune import rundir
+from edgeprune.config import RunConfig
 from edgeprune.errors import ConfigError, ExportError, ModelError, VerificationError
 from edgeprune.pipeline.digests import seeded
 from edgeprune.pipeline.folders import load_masks
@@ -21,18 +22,71 @@ from edgeprune.pipeline.quantising import calibration_batches, calibration_diges
 from edgeprune.pipeline.sparsity import lost_zeros
 from edgeprune.pipeline.stages import Session, accuracy, network, run_stage, weights_of
 from edgeprune.pipeline.verdict import chosen_metric
+from edgeprune.preprocessing import Preprocessing, parse_labels, parse_preprocessing
 from edgeprune.rundir import StageKey, StageRecord
-from edgeprune.values import PRECISIONS, Format, Json, Notice, Precision, worsening
+from edgeprune.targets import TFLITE_RUNTIME_PYTHON, Target, tflite_runtime_python
+from edgeprune.values import PRECISIONS, Format, Json, Notice, Precision, parse_bytes, worsening
 from edgeprune.version import VERSION
-from edgeprune.workload import Workload
+from edgeprune.workload import Workload, call
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from edgeprune.pruning import Masks
 
 
 _ROLES = ("baseline", "model")
+
+
+def tflite_runtime_of(target: Target) -> tuple[str | None, tuple[Notice, ...]]:
+    """Return the interpreter that a target's .tflite files are verified in besides this one, or a notice without one.
+
+    Raises:
+        ConfigError: The one that is named is no executable file.
+    """
+    if target.tflite_package != "tflite-runtime":
+        return None, ()
+    python = tflite_runtime_python(target)
+    if python is not None:
+        return python, ()
+    text = f"{target.name} runs .tflite files in tflite-runtime, and no interpreter with it is known to verify them in"
+    fix = f"export {TFLITE_RUNTIME_PYTHON}=FOLDER/bin/python, with tflite-runtime==2.14.0 in it"
+    return None, (Notice(code="not-verified-there", text=text, fix=fix),)
+
+
+def stated(
+    workload: Workload, model: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[tuple[str, ...], dict[str, Preprocessing]]:
+    """Return the labels and the preprocessing that a workload states, for the description in its files.
+
+    Raises:
+        ConfigError: They are not what they should be.
+    """
+    from edgeprune.export.capture import input_names
+
+    labels: tuple[str, ...] = ()
+    found: dict[str, Preprocessing] = {}
+    if workload.labels is not None:
+        labels = parse_labels(call(workload, "labels"), workload.source)
+    if workload.preprocessing is not None:
+        names = input_names(model, len(inputs))
+        found = parse_preprocessing(call(workload, "preprocessing"), names, workload.source)
+    return labels, found
+
+
+def memory_limit(config: RunConfig) -> int | None:
+    """Return the bytes that a converter's process may have; None for any."""
+    return parse_bytes(config.export.memory_limit) if config.export.memory_limit is not None else None
+
+
+def _told(session: Session) -> tuple[tuple[str, ...], dict[str, Preprocessing], Json]:
+    """Return what the files of a run tell viewers, and the same for the keys of their stages; empty for nothing."""
+    prepared = session.prepared
+    labels, preprocessing = stated(prepared.workload, prepared.model, prepared.inputs)
+    key: Json = {"labels": list(labels)} if labels else {}
+    if preprocessing:
+        key["preprocessing"] = {name: value.as_dict() for name, value in preprocessing.items()}
+    return labels, preprocessing, key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +181,10 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
     prepared = session.prepared
     config = prepared.config.export
     name = file_name(role, form, "fp32")
-    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance")}
+    labels, preprocessing, told = _told(session)
+    python, unproved = tflite_runtime_of(prepared.target) if form == "tflite" else (None, ())
+    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance", "layout")} | told
+    settings |= {"tflite_runtime": python} if python is not None else {}
     inputs = prepared.digests if role == "baseline" else prepared.digests | _weights_and_plan(session, final)
     key = StageKey(stage=f"export {name}", settings=settings, inputs=inputs)
 
@@ -138,15 +195,22 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
             prepared.inputs,
             session.path(name),
             dynamic_batch=config.dynamic_batch,
+            layout=config.layout,
             metadata=metadata,
             tolerance=config.tolerance,
             timeout_s=config.timeout_s,
+            memory_limit_bytes=memory_limit(prepared.config),
             checks_inputs=true_samples(prepared.workload, prepared.inputs),
+            labels=labels,
+            preprocessing=preprocessing,
+            tflite_python=python,
         )
         facts = {
             "artifact": exported.artifact.as_dict() | {"path": name},
             "checks": [check.as_dict() for check in exported.checks],
-            "notices": [notice.as_dict() for notice in (*exported.notices, *lost_zeros(session.path(name), masks))],
+            "notices": [
+                notice.as_dict() for notice in (*exported.notices, *lost_zeros(session.path(name), masks), *unproved)
+            ],
         }
         return (name,), facts
 
@@ -175,7 +239,10 @@ def _lowered(
 
     prepared, name = session.prepared, file_name(role, form, precision)
     allowance = _allowance(session, dense, source) if precision == "int8" else None
-    key = _lowered_key(session, name, precision, source, allowance)
+    labels, preprocessing, told = _told(session)
+    python, _ = tflite_runtime_of(prepared.target) if form == "tflite" else (None, ())
+    told |= {"tflite_runtime": python} if python is not None else {}
+    key = _lowered_key(session, name, precision, source, allowance, told)
 
     def work() -> tuple[tuple[str, ...], Json]:
         config, calibration = prepared.config, None
@@ -189,13 +256,18 @@ def _lowered(
             session.path(name),
             precision=precision,
             dynamic_batch=config.export.dynamic_batch,
+            layout=config.export.layout,
             metadata=metadata,
             timeout_s=config.export.timeout_s,
+            memory_limit_bytes=memory_limit(config),
             checks_inputs=true_samples(prepared.workload, prepared.inputs),
             calibration=calibration,
-            quantisation=quantisation(config.quantise, session.listen, name, accept),
+            quantisation=quantisation(config.quantise, session.listen, name, precision, accept),
             min_sqnr_db=config.export.min_sqnr_db,
             source=session.path(source.facts["artifact"]["path"]),
+            labels=labels,
+            preprocessing=preprocessing,
+            tflite_python=python,
         )
         facts = {
             "artifact": exported.artifact.as_dict() | {"path": name},
@@ -230,10 +302,10 @@ def _or_reason(name: str, work: Callable[[], tuple[tuple[str, ...], Json]]) -> t
 
 
 def _lowered_key(
-    session: Session, name: str, precision: Precision, source: StageRecord, allowance: Allowance | None
+    session: Session, name: str, precision: Precision, source: StageRecord, allowance: Allowance | None, told: Json
 ) -> StageKey:
     config, digests = session.prepared.config, session.prepared.digests
-    settings: Json = {"export.min_sqnr_db": config.export.min_sqnr_db}
+    settings: Json = {"export.min_sqnr_db": config.export.min_sqnr_db} | told
     inputs = {key: digests[key] for key in ("workload code", "example inputs")} | source.outputs
     if precision == "int8":
         found = config.quantise.model_dump(mode="json").items()

@@ -87,8 +87,8 @@ def open_artifact(path: Path) -> Artifact:
     Raises:
         ResolveError: There is no such file, or it cannot be read.
     """
-    if path.suffix not in ARTIFACT_SUFFIXES:
-        raise ResolveError(f"{path} is neither .onnx nor .tflite")
+    if path.suffix not in (*ARTIFACT_SUFFIXES, ".ort"):
+        raise ResolveError(f"{path} is none of .onnx, .ort and .tflite")
     if not path.is_file():
         raise ResolveError(f"no file {path}", fix="edgeprune export writes one")
     from edgeprune.export import read_artifact

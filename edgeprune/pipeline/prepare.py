@@ -21,7 +21,7 @@ from edgeprune.pipeline.planning import read_sensitivity
 from edgeprune.pipeline.quantising import check_calibration
 from edgeprune.pipeline.tuning import training_source
 from edgeprune.targets import Target, find_target, refused
-from edgeprune.values import PRECISIONS, Format, Notice, parse_bytes, parse_count, parse_seconds
+from edgeprune.values import PRECISIONS, Format, Notice, Precision, parse_bytes, parse_count, parse_seconds
 from edgeprune.workload import Workload, build_model, example_inputs, load_workload
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def check_settings(config: RunConfig) -> None:
         ("prune.max_params", config.prune.max_params, partial(parse_count, kind="params")),
         ("max_latency", config.max_latency, parse_seconds),
         ("max_size", config.max_size, parse_bytes),
+        ("export.memory_limit", config.export.memory_limit, parse_bytes),
     )
     for key, text, read in readers:
         if text is not None:
@@ -160,18 +161,23 @@ def check_formats(config: RunConfig, target: Target) -> None:
                 f"target {target.name} has no runtime for .{name} files (it has {', '.join(target.runtimes)})",
                 fix=f"-s export.formats='{usable}'".replace('"', "'"),
             )
-        _check_precisions(config, name, target)
+        check_target(config.export.precisions, name, target)
     check_format_packages(config.export.formats, config.export.precisions)
 
 
-def _check_precisions(config: RunConfig, form: Format, target: Target) -> None:
+def check_target(precisions: Sequence[Precision], form: Format, target: Target) -> None:
+    """Check that a target can have a file of a format in every one of some precisions.
+
+    Raises:
+        ConfigError: Its runtimes cannot open one, or get it wrong.
+    """
     able = [precision for precision in PRECISIONS if refused(precision, form, target) is None]
-    left = [precision for precision in config.export.precisions if precision in able] or able[-1:]
-    for precision in config.export.precisions:
+    left = [precision for precision in precisions if precision in able] or able[-1:]
+    for precision in precisions:
         reason = refused(precision, form, target)
         if reason is not None:
             text = f"target {target.name} cannot have .{form} files in {precision}: {reason}"
-            raise ConfigError(text, fix=f"--precision {','.join(left)}")
+            raise ConfigError(text, fix=f"--precision {','.join(left)}" if left else "export the other format")
 
 
 def check_format_packages(formats: Sequence[str], precisions: Sequence[str] = ()) -> None:

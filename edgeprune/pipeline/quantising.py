@@ -11,6 +11,7 @@ from edgeprune.config import QuantiseConfig
 from edgeprune.errors import ConfigError, ResolveError
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.quantise import Quantisation
+from edgeprune.values import Precision
 from edgeprune.workload import Workload, batches
 
 if TYPE_CHECKING:
@@ -86,12 +87,17 @@ def check_calibration(
 
 
 def quantisation(
-    config: QuantiseConfig, listen: Listener, subject: str, accept: Callable[[Path], bool] | None = None
+    config: QuantiseConfig,
+    listen: Listener,
+    subject: str,
+    precision: Precision,
+    accept: Callable[[Path], bool] | None = None,
 ) -> Quantisation:
     """Return the settings of quantisation, with progress told to a listener.
 
     Args:
         subject: The file that is made.
+        precision: Only int8 files have integer inputs and outputs.
         accept: Whether a candidate file is good enough, besides its SQNR.
     """
 
@@ -105,6 +111,6 @@ def quantisation(
         equalise_db=config.equalise_db,
         wanted_db=config.wanted_db,
         accept=accept,
-        io=config.io,
+        io=config.io if precision == "int8" else "float32",
         on_progress=progress,
     )

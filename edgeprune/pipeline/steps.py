@@ -1,4 +1,4 @@
-"""The steps that make and check networks, one by one: inspect, prune, finetune, export, verify.
+"""The steps that make and check networks, one by one: inspect, prune, finetune, verify.
 
 Each takes what the step before wrote, and returns plain data for the console. Checks come before work.
 """
@@ -20,10 +20,9 @@ from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.folders import Loaded, open_network
 from edgeprune.pipeline.gradual import gradual_settings, pruned_weights, recipe_of
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES
-from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of, true_samples
-from edgeprune.pipeline.prepare import align_of, check_format_packages, check_functions, check_settings
-from edgeprune.pipeline.quantising import calibration_batches, quantisation
-from edgeprune.pipeline.sparsity import lost_zeros, sparsified
+from edgeprune.pipeline.networks import describe_groups, evaluate, macs_of
+from edgeprune.pipeline.prepare import align_of, check_functions, check_settings
+from edgeprune.pipeline.sparsity import sparsified
 from edgeprune.pipeline.trials import layerwise_of
 from edgeprune.pipeline.tuning import (
     folder_features,
@@ -37,7 +36,6 @@ from edgeprune.pipeline.tuning import (
 )
 from edgeprune.targets import TFLITE_RUNTIME_PYTHON, find_target, tflite_runtime_python
 from edgeprune.values import Json, Notice, finite
-from edgeprune.version import VERSION
 from edgeprune.workload import load_workload
 
 
@@ -300,68 +298,6 @@ def _finetune_folder(source: Path, output: str | None) -> Path:
         with rundir.replacing(folder / name) as temporary:
             shutil.copyfile(source / name, temporary)
     return folder
-
-
-def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
-    """Write the network of a folder, a run or a workload as `.onnx` or `.tflite`, verified.
-
-    Args:
-        config: `output` is the file, its suffix the format; `weights` counts for a workload only.
-
-    Raises:
-        ConfigError: The suffix is unknown.
-        VerificationError: The file differs from the network.
-    """
-    from edgeprune.export import export as write
-
-    path = Path(config.output or "model.onnx")
-    if path.suffix not in ARTIFACT_SUFFIXES:
-        raise ConfigError(f"'{path}' is neither .onnx nor .tflite", fix="-o model.onnx or -o model.tflite")
-    check_format_packages((path.suffix[1:],), config.export.precisions)
-    loaded = open_network(source, weights=config.weights, trust_pickle=config.trust_pickle, seed=config.seed)
-    metadata = {"edgeprune": VERSION, "workload": loaded.name, "role": "baseline" if loaded.plan is None else "model"}
-    if loaded.plan is not None:
-        metadata["plan"] = loaded.plan.digest
-    if loaded.masks is not None:
-        loaded.masks.check(loaded.model)
-        metadata["sparsity"] = f"{loaded.masks.sparsity:.4f}"
-    if len(config.export.precisions) != 1:
-        found = ",".join(config.export.precisions)
-        raise ConfigError(f"one file has one precision, and export.precisions has {found}", fix="--precision int8")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    listen(Event(stage="export", state="begin", subject=str(path)))
-    precision = config.export.precisions[0]
-    calibration = None
-    if precision == "int8":
-        calibration = calibration_batches(loaded.workload, config.quantise, loaded.model, loaded.inputs)
-    exported = write(
-        loaded.model,
-        loaded.inputs,
-        path,
-        precision=precision,
-        dynamic_batch=config.export.dynamic_batch,
-        metadata=metadata,
-        tolerance=config.export.tolerance,
-        timeout_s=config.export.timeout_s,
-        checks_inputs=true_samples(loaded.workload, loaded.inputs),
-        calibration=calibration,
-        quantisation=quantisation(config.quantise, listen, str(path)),
-        min_sqnr_db=config.export.min_sqnr_db,
-        layout=config.export.layout,
-    )
-    # Integers are no floating-point zeros, and what was small may become one.
-    masks = loaded.masks if precision == "fp32" else None
-    notices = [*exported.notices, *lost_zeros(path, masks)]
-    facts = {
-        "artifact": exported.artifact.as_dict(),
-        "checks": [check.as_dict() for check in exported.checks],
-        "quantisation": exported.quantisation,
-        "notices": [notice.as_dict() for notice in notices],
-    }
-    listen(Event(stage="export", state="done", subject=str(path), facts=facts))
-    for notice in notices:
-        listen(Event(stage="export", state="notice", notice=notice))
-    return facts
 
 
 def verify(

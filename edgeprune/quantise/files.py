@@ -6,12 +6,13 @@ only this seam.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from edgeprune.errors import ModelError
 from edgeprune.quantise.ranges import Interval
 
 Feeds = Mapping[str, np.ndarray]
@@ -40,7 +41,7 @@ class Without:
         """Return the operators that may run on integers."""
         return tuple(operator for operator in self.file.operators() if operator.name not in self.never)
 
-    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+    def watch(self, samples: Iterable[Feeds], take: Take) -> None:
         """Run samples and hand over all float tensors between operators."""
         self.file.watch(samples, take)
 
@@ -56,10 +57,18 @@ class FloatFile(Protocol):
         """Return the operators that can run on integers, in the order of the file."""
         ...
 
-    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+    def watch(self, samples: Iterable[Feeds], take: Take) -> None:
         """Run samples, inputs by name in the file's batch, and hand over all float tensors between operators."""
         ...
 
     def quantise(self, ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
         """Return the file with all operators on integers, but those named; the weights of these are still integers."""
         ...
+
+
+def calibration_error(error: Exception) -> ModelError:
+    """Return the error for a runtime that cannot run the float32 file on a calibration sample."""
+    return ModelError(
+        f"the float32 file cannot run on a calibration sample: {' '.join(str(error).split())[:300]}",
+        fix="look for values in calibration_data() that the network does not take, such as numbers beyond a table",
+    )

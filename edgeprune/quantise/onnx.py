@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeprune.errors import ExportError
 from edgeprune.quantise.ends import Ends, Io, onnx_with_integer_ends
-from edgeprune.quantise.files import Feeds, Operator, Take
+from edgeprune.quantise.files import Feeds, Operator, Take, calibration_error
 from edgeprune.quantise.onnx_weights import with_half_weights, with_integer_weights
 from edgeprune.quantise.ranges import Interval
 
@@ -42,7 +42,7 @@ class OnnxFloat:
         nodes = self._model.graph.node
         return tuple(Operator(name=node.name, kind=node.op_type) for node in nodes if node.op_type in self._kinds)
 
-    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+    def watch(self, samples: Iterable[Feeds], take: Take) -> None:
         """Run the samples and hand over all float tensors between operators."""
         import onnxruntime
 
@@ -54,7 +54,11 @@ class OnnxFloat:
             for name, array in feeds.items():
                 if array.dtype == np.float32:
                     take(name, array)
-            for name, array in zip(names, session.run(names, dict(feeds)), strict=True):
+            try:
+                found = session.run(names, dict(feeds))
+            except _run_errors() as error:
+                raise calibration_error(error) from error
+            for name, array in zip(names, found, strict=True):
                 take(name, array)
 
     def quantise(self, ranges: Mapping[str, Interval], floats: frozenset[str]) -> bytes:
@@ -136,10 +140,17 @@ class OnnxFloat:
 
 
 def _named_nodes(model: Any) -> Any:
-    """Give every node a name of its own: that of its first output, by which people know it."""
+    """Give every node a name of its own: that of its first output that is used, by which people know it."""
     for node in model.graph.node:
-        node.name = node.output[0]
+        node.name = next(name for name in node.output if name)
     return model
+
+
+def _run_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises where it cannot run a file on some inputs; these kinds share no parent."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return state.Fail, state.InvalidArgument, state.RuntimeException, state.NotImplemented
 
 
 def _integer_kinds() -> frozenset[str]:
@@ -152,11 +163,11 @@ class _quiet:
     """ONNX Runtime's quantiser speaks through the root logger; it has nothing to say that a user could act on."""
 
     def __enter__(self) -> None:
-        self._level = logging.root.level
+        self._level = logging.root.manager.disable
         logging.disable(logging.WARNING)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        logging.disable(logging.NOTSET)
+        logging.disable(self._level)
         if error is not None and isinstance(error, ValueError | KeyError | RuntimeError):
             text = f"ONNX Runtime's quantiser failed: {type(error).__name__}: {error}"
             raise ExportError(text, fix="use --precision int8-weights, or fp16") from error

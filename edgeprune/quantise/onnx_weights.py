@@ -65,12 +65,13 @@ def with_integer_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def per_channel(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Return int8 values and the float32 scale of every channel along an axis, shaped to multiply them.
 
-    A channel of zeros has scale 1.
+    A channel of zeros, or of numbers too small to be divided, has scale 1.
     """
     others = tuple(index for index in range(values.ndim) if index != axis)
     largest = np.abs(values).max(axis=others)
     shape = [-1 if index == axis else 1 for index in range(values.ndim)]
-    scales = np.where(largest > 0, largest / _LARGEST, 1.0).astype(np.float32).reshape(shape)
+    steps = (largest / np.float32(_LARGEST)).astype(np.float32)
+    scales = np.where(steps > 0, steps, np.float32(1)).reshape(shape)
     integers = np.clip(np.rint(values / scales), -_LARGEST, _LARGEST)
     return integers.astype(np.int8), scales
 

@@ -63,8 +63,9 @@ class Histogram:
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(abs(low), abs(high)))
-        places = ((flat + np.float32(self.reach)) * np.float32(_BINS / (2 * self.reach))).astype(np.int32)
-        self.counts += np.bincount(np.clip(places, 0, _BINS - 1), minlength=_BINS)
+        # Scaled by a power of two and rounded down: both are exact, so that equal values share a bin at every reach.
+        places = np.floor(flat * np.float32(_BINS / (2 * self.reach))).astype(np.int32) + _BINS // 2
+        self.counts += np.bincount(places, minlength=_BINS)
 
     def _widen(self, largest: float) -> None:
         if self.reach == 0.0:
@@ -109,8 +110,9 @@ def interval(histogram: Histogram, method: Method, percentile: float = 99.99) ->
     counts = histogram.counts.copy()
     counts[_BINS // 2] = 0
     whole = Interval(low=low, high=high)
-    if counts.sum() < _ENOUGH * np.count_nonzero(counts):
-        return whole  # the divergence of so few counts is that of chance
+    used = np.count_nonzero(counts)
+    if used <= LEVELS or counts.sum() <= _ENOUGH * used:
+        return whole  # every bin has a level of its own, or the divergence of so few counts is that of chance
     return _cheapest(histogram.centres, counts, whole, _entropy_cost)
 
 
@@ -132,7 +134,8 @@ Cost = Callable[[np.ndarray, np.ndarray, Interval], float]
 def _cheapest(centres: np.ndarray, counted: np.ndarray, whole: Interval, cost: Cost) -> Interval:
     """Return the cheapest of the intervals that are the whole one scaled down towards zero."""
     used = counted > 0
-    values, counts = centres[used], counted[used].astype(np.float64)
+    # The middle of an outermost bin may lie beyond the outermost value.
+    values, counts = np.clip(centres[used], whole.low, whole.high), counted[used].astype(np.float64)
     shares = np.linspace(1.0, _SMALLEST_SHARE, _CANDIDATES).tolist()
     candidates = [Interval(low=whole.low * share, high=whole.high * share) for share in shares]
     return min(candidates, key=lambda candidate: cost(values, counts, candidate))
@@ -146,21 +149,15 @@ def _squared_cost(values: np.ndarray, counts: np.ndarray, candidate: Interval) -
 
 def _entropy_cost(values: np.ndarray, counts: np.ndarray, candidate: Interval) -> float:
     """Return the divergence of the counts, clipped into the interval, from what 256 levels can tell of them."""
-    levels = np.rint((np.clip(values, candidate.low, candidate.high) - candidate.low) / candidate.scale).astype(
-        np.int64
-    )
     inside = (values >= candidate.low) & (values <= candidate.high)
-    clipped = np.bincount(levels, counts, LEVELS)  # what lies outside counts at the ends
-    kept = np.bincount(levels[inside], counts[inside], LEVELS)
-    bins = np.bincount(levels[inside], minlength=LEVELS)
+    if not inside.any():
+        return math.inf
+    levels = np.rint((values[inside] - candidate.low) / candidate.scale).astype(np.int64)
+    kept, bins = np.bincount(levels, counts[inside], LEVELS), np.bincount(levels, minlength=LEVELS)
     # A level tells of all its bins the same, their mean; the reference has the true counts, and outliers at its ends.
-    share = np.divide(kept, bins, out=np.zeros(LEVELS), where=bins > 0)[levels[inside]]
+    told = (kept / np.maximum(bins, 1))[levels]
     true = counts[inside].copy()
-    outside = clipped - kept
-    for end in (0, LEVELS - 1):
-        places = np.flatnonzero(levels[inside] == end)
-        if len(places):
-            true[places[0 if end == 0 else -1]] += outside[end]
-    p, q = true / counts.sum(), share / max(share.sum(), _SMOOTH)
-    lost = float(counts.sum() - true.sum()) / float(counts.sum())
-    return float(np.sum(p * np.log((p + _SMOOTH) / (q + _SMOOTH)))) + lost
+    true[0] += counts[values < candidate.low].sum()
+    true[-1] += counts[values > candidate.high].sum()
+    p, q = true / true.sum(), told / told.sum()
+    return float(np.sum(p * np.log((p + _SMOOTH) / (q + _SMOOTH))))

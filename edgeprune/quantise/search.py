@@ -8,7 +8,7 @@ bisection, on the real file. Knows neither formats nor runtimes: a `FloatFile` w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -86,9 +86,12 @@ def histograms(file: FloatFile, samples: Iterable[Feeds], on_progress: Progress,
     def take(name: str, array: np.ndarray) -> None:
         found.setdefault(name, Histogram()).add(array)
 
-    for done, sample in enumerate(samples, 1):
-        file.watch([sample], take)
-        on_progress("calibrating", done, max(total, done))
+    def told() -> Iterator[Feeds]:
+        for done, sample in enumerate(samples, 1):
+            yield sample
+            on_progress("calibrating", done, max(total, done))
+
+    file.watch(told(), take)
     for name, histogram in found.items():
         if histogram.not_numbers:
             raise ModelError(

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from typing import Any
 
@@ -19,9 +19,10 @@ import numpy as np
 
 from edgeprune.errors import ExportError
 from edgeprune.quantise.ends import Ends, Io, tflite_ends
-from edgeprune.quantise.files import Feeds, Operator, Take
+from edgeprune.quantise.files import Feeds, Operator, Take, calibration_error
 from edgeprune.quantise.flatbuffer import builtin_names, operator_kind, packed, unpacked
 from edgeprune.quantise.ranges import Interval
+from edgeprune.quantise.tensor_names import name_tensors_, named
 
 _SIGNATURE = "serving_default"
 
@@ -37,7 +38,7 @@ class TfliteFloat:
         known = _integer_kinds()
         return tuple(Operator(name=name, kind=kind) for kind, name in _operators(self._content) if kind in known)
 
-    def watch(self, samples: Sequence[Feeds], take: Take) -> None:
+    def watch(self, samples: Iterable[Feeds], take: Take) -> None:
         """Run the samples and hand over all float tensors, apart from constants."""
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -58,7 +59,10 @@ class TfliteFloat:
         for feeds in samples:
             for key, array in feeds.items():
                 interpreter.set_tensor(inputs[key], array)
-            interpreter.invoke()
+            try:
+                interpreter.invoke()
+            except RuntimeError as error:
+                raise calibration_error(error) from error
             for detail in details:
                 take(detail["name"], interpreter.get_tensor(detail["index"]))
 
@@ -149,20 +153,11 @@ def _statistics(value: Interval) -> dict[str, np.ndarray]:
 
 
 def _with_own_names(content: bytes) -> bytes:
-    """Return the file with every result named after its operator and the operator's place: names are unique then."""
+    """Return the file with names that are unique, which those of edgeprune are already."""
     model = unpacked(content)
-    for graph in model.subgraphs:
-        fixed = {*graph.inputs, *graph.outputs}
-        for place, operator in enumerate(graph.operators):
-            for position, index in enumerate(operator.outputs):
-                if index not in fixed:
-                    suffix = f".{position}" if position else ""
-                    graph.tensors[index].name = f"{operator_kind(model, operator)}_{place}{suffix}".encode()
-        seen: set[bytes] = set()
-        for index, tensor in enumerate(graph.tensors):
-            if tensor.name in seen:
-                tensor.name = b"%s#%d" % (tensor.name, index)
-            seen.add(tensor.name)
+    if named(model):
+        return content
+    name_tensors_(model)
     return packed(model)
 
 
@@ -204,7 +199,8 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except (ValueError, KeyError, RuntimeError) as error:
-        text = f"the AI Edge Quantizer failed: {type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        first = str(error).partition("\n")[0][:300]
+        text = f"the AI Edge Quantizer failed: {type(error).__name__}: {first}"
         raise ExportError(text, fix="use --precision int8-weights, or fp16") from error
     finally:
         logging.disable(level)

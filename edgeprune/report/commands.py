@@ -139,10 +139,27 @@ def export_text(done: Json, width: int) -> str:
     return "\n".join(
         [
             checks_table(done["checks"], width),
+            *_quantisation(done.get("quantisation")),
             f" wrote {artifact['path']} {q.size(artifact['size_bytes'])}",
             f" next: edgeprune bench {artifact['path']}",
         ]
     )
+
+
+def _quantisation(found: Json | None) -> list[str]:
+    """Return how the ranges of an int8 file were chosen, and what in it stays in float32, the dearest first."""
+    if found is None:
+        return []
+    chosen = f"{found['method']}, equalised" if found["equalised"] else found["method"]
+    levels = ", ".join(f"{method} {q.decibels(level)}" for method, level in found["methods"].items())
+    lines = [f" ranges by {chosen}; outputs with each method: {levels}"]
+    if found["kept"]:
+        parts = [part["name"] for part in found["ranking"][: found["kept"]]]
+        more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
+        lines.append(
+            f" in float32, the dearest first: {', '.join(parts[:6])}{more}: {q.decibels(found['sqnr_db'])} now"
+        )
+    return lines
 
 
 def verification_text(found: Json, width: int) -> str:
