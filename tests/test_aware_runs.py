@@ -64,7 +64,7 @@ def test_what_the_training_gains_is_measured_and_reported(finished: RunResult) -
     assert (gain["path"], gain["kept"], gain["metric"]) == ("model.int8.onnx", "aware", "top1")
     post, trained = gain["post"], gain["aware"]
     assert trained["sqnr_db"] > post["sqnr_db"] + 10
-    assert trained["validation"]["top1"] > post["validation"]["top1"] + 0.02
+    assert trained["validation"]["top1"] > post["validation"]["top1"] + 0.4
     assert post["source"] == trained["source"] == "evaluate"
     assert trained["metrics"]["top1"] > post["metrics"]["top1"]
     entry = finished.data["artifacts"][-1]
@@ -104,6 +104,8 @@ def test_the_report_and_the_console_say_it(finished: RunResult) -> None:
 
 
 def test_a_training_that_does_not_help_is_undone_and_said(folder: Path) -> None:
+    text = (folder / "sensitive.py").read_text()
+    (folder / "sensitive.py").write_text(text.replace("FACTOR = 1000.0", "FACTOR = 1.0"))
     run = compress(_config(folder, qat__lr=3.0, qat__epochs=1))
     (gain,) = run.data["quantise_aware"]["files"]
     assert gain["kept"] == "post"

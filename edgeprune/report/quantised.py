@@ -38,7 +38,8 @@ def quantised_sections(name: str, result: Json) -> Iterator[Section]:
         yield Section(
             title="Quantisation-aware training",
             caption="Each int8 file made twice: from the weights of fine-tuning, and from weights that were trained "
-            f"further with the rounding of int8. The better one on validation data is kept.{_decided(gains)}",
+            "further with the rounding of int8: part of a gain can be that of longer training. The better one on "
+            f"validation data is kept.{_decided(gains)}",
             panel=Panel(figures=(), legend=()),
             table=_gains(gains),
         )

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 WIDTH = 8
-FACTOR = 300.0
+FACTOR = 1000.0
 
 
 class Sensitive(nn.Module):
