@@ -84,7 +84,7 @@ def test_figures_stand_in_the_results_that_are_named(advice: Advice) -> None:
 def test_files_have_as_many_bytes_per_parameter_as_is_said() -> None:
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         result = json.loads(path.read_text())
-        for row in result["artifacts"]:
+        for row in result.get("artifacts", ()):  # not all are results of runs
             params = result["network"]["params"]["dense" if row["role"] == "baseline" else "pruned"]
             unrolled = path.stem.startswith(WITH_LSTM) and row["artifact"]["format"] == "tflite"
             assert 3.95 < row["artifact"]["size_bytes"] / params < (7.4 if unrolled else 4.3), path

@@ -120,7 +120,7 @@ def test_a_broken_file_is_an_error_with_its_name(tmp_path: Path, name: str) -> N
 
 
 def test_unknown_suffix_and_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match=r"neither \.onnx nor \.tflite"):
+    with pytest.raises(AgentError, match=r"none of \.onnx, \.ort and \.tflite"):
         open_runtime(str(tmp_path / "network.bin"))
     with pytest.raises(AgentError, match=r"cannot read .*none.onnx: No such file"):
         open_runtime(str(tmp_path / "none.onnx"))

@@ -96,7 +96,7 @@ def test_what_a_runtime_refuses_is_named(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.tflite").write_bytes(b"TFL3 but not really")
-    for name, text in (("absent.onnx", "no file"), ("broken.tflite", "cannot be opened"), ("model.pt", "neither")):
+    for name, text in (("absent.onnx", "no file"), ("broken.tflite", "cannot be opened"), ("model.pt", "none of")):
         with pytest.raises(ResolveError, match=text):
             open_artifact(tmp_path / name)
 

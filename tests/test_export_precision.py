@@ -45,7 +45,7 @@ def test_every_precision_is_near_its_network_and_says_what_it_is(name: str, prec
         if np.issubdtype(other.dtype, np.floating):
             assert sqnr_db(other, one) > LEAST_DB[precision]
         else:
-            assert one.dtype == other.dtype
+            assert np.issubdtype(one.dtype, np.integer)  # TFLite has 32 bits where torch has 64
             assert (one == other).mean() > 0.6
     artifact, record = read_artifact(path), read_record(path)
     assert record is not None
@@ -146,9 +146,8 @@ def test_an_equalised_file_is_taken_where_it_is_better(tmp_path: Path) -> None:
     assert {f"{method}, equalised" for method in settings.methods} <= set(facts["methods"])
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
-    assert (
-        sqnr_db(model(data[0]).detach().numpy(), open_artifact(tmp_path / "m.onnx").run_all([data[0].numpy()])[0]) > 20
-    )
+    found = open_artifact(tmp_path / "m.onnx").run_all([data[0].numpy()])[0]
+    assert sqnr_db(model(data[0]).detach().numpy(), found) > facts["methods"]["minmax"] + 3
 
 
 def test_runs_do_not_leave_traces_in_the_next() -> None:

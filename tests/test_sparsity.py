@@ -22,7 +22,7 @@ from edgeprune.config import RunConfig
 from edgeprune.errors import ConfigError, NothingToPrune, VerificationError
 from edgeprune.export import zeros_in
 from edgeprune.export.sizes import compressed_bytes
-from edgeprune.pipeline import stages
+from edgeprune.pipeline import exporting, stages
 from edgeprune.pipeline.compress import RunResult, compress, resume
 from edgeprune.pipeline.folders import load_masks, load_state, open_pruned
 from edgeprune.pipeline.prepare import default_output, prepare
@@ -172,14 +172,14 @@ def test_a_network_that_cannot_be_pruned_by_channels_still_loses_weights(folder:
 
 def test_an_export_whose_zeros_were_lost_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copied / "run" / "model.onnx").unlink()
-    original = stages.network
+    original = exporting.network
 
     def trained(session: stages.Session, weights: str) -> nn.Module:
         model = original(session, weights)
         model.get_parameter("conv2.weight").data += 0.01
         return model
 
-    monkeypatch.setattr(stages, "network", trained)
+    monkeypatch.setattr(exporting, "network", trained)
     with pytest.raises(VerificationError, match=r"pruned weights of 'conv2\.weight' are not zero"):
         compress(_sparse(copied))
     assert not (copied / "run" / "model.onnx").exists()
