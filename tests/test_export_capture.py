@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeprune.errors import ExportError, ModelError
-from edgeprune.export.capture import capture, draw, prepare
+from edgeprune.export.capture import capture, prepare
+from edgeprune.export.feeds import draw
 from edgeprune.values import TensorSpec
 from tests.export_networks import Centred, OneBatch, everything, linear
 

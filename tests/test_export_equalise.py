@@ -23,7 +23,7 @@ FEW = settings(deadline=None, max_examples=6, phases=(Phase.explicit, Phase.reus
 def rewritten(model: nn.Module, samples: Sequence[Tensors], *steps: str, rounded: Any = symmetric) -> tuple[Any, int]:
     """Return the captured program after some of the steps, as a module, and how much they changed."""
     module: Any = torch.export.export(model, samples[0]).module(check_guards=False)
-    equalise._own_copies_(module)
+    equalise._own_parameters_(module)
     calls: dict[str, Callable[[], int]] = {
         "fold": lambda: fold_batch_norm_(module),
         "equalise": lambda: equalise_(module, samples),

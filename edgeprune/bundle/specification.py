@@ -18,6 +18,7 @@ from edgeprune.export.metadata import tflite_tensor_names
 from edgeprune.export.opened import open_artifact
 from edgeprune.export.record import Record
 from edgeprune.preprocessing import Preprocessing
+from edgeprune.quantise.flatbuffer import unpacked
 from edgeprune.values import Json, TensorSpec
 from edgeprune.version import VERSION
 
@@ -189,9 +190,7 @@ def _as_floats(specs: Sequence[TensorSpec], side: Sequence[Json]) -> tuple[Tenso
 
 def _tflite_ends(path: Path) -> dict[str, list[tuple[str, _Scale | None]]]:
     """Return the names of a TFLite file's inputs and outputs in its own order, with scale and zero point."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
+    model = unpacked(path.read_bytes())
     graph, found = model.subgraphs[0], {}
     for side in ("inputs", "outputs"):
         scales = [_tflite_scale(graph.tensors[index]) for index in getattr(graph, side)]

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import EdgePruneError, ExportError, ModelError
+from edgeprune.export.feeds import draw
 from edgeprune.export.rewrite import FOR_ALL, Rewrite
 from edgeprune.export.structure import flatten, unique_names
 from edgeprune.values import Json, Layout, TensorSpec
@@ -225,25 +226,6 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
 def dtype_name(tensor: torch.Tensor) -> str:
     """Return numpy's name of a tensor's dtype, such as `float32`."""
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def draw(specs: Sequence[TensorSpec], count: int, seed: int) -> list[np.ndarray]:
-    """Return random inputs of `count` samples, integers inside [low, high] and floats spread over it.
-
-    A float input whose example is constant is drawn around that constant, since one value would prove little.
-    """
-    rng = np.random.default_rng(seed)
-    arrays = []
-    for spec in specs:
-        shape = tuple(count if size is None else size for size in spec.shape)
-        if spec.dtype == "bool":
-            arrays.append(np.asarray(rng.integers(0, 2, shape), dtype=bool))
-        elif np.issubdtype(np.dtype(spec.dtype), np.integer):
-            arrays.append(np.asarray(rng.integers(int(spec.low), int(spec.high) + 1, shape), dtype=spec.dtype))
-        else:
-            margin = 1.0 if spec.low == spec.high else 0.0
-            arrays.append(np.asarray(rng.uniform(spec.low - margin, spec.high + margin, shape), dtype=spec.dtype))
-    return arrays
 
 
 def _copy(model: nn.Module) -> nn.Module:

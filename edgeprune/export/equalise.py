@@ -49,7 +49,7 @@ def rewrite_equalised(samples: Samples, round_weights: Callable[[torch.Tensor], 
     def rewrite(graph: torch.fx.Graph) -> int:
         module = graph.owning_module
         assert module is not None
-        _own_copies_(module)
+        _own_parameters_(module)
         changed = fold_batch_norm_(module)
         changed += equalise_(module, samples)
         return changed + correct_bias_(module, samples, round_weights)
@@ -76,16 +76,6 @@ def _own_parameters_(module: torch.fx.GraphModule) -> None:
         for name, value in part._parameters.items():
             if value is not None:
                 part._parameters[name] = own.setdefault(id(value), nn.Parameter(value.detach(), requires_grad=False))
-
-
-def _own_copies_(module: torch.fx.GraphModule) -> None:
-    """Give the program parameters of its own: those that capture left are the network's."""
-    copies: dict[int, nn.Parameter] = {}
-    for part in module.modules():
-        for name, value in part._parameters.items():
-            if value is not None:
-                copied = copies.setdefault(id(value), nn.Parameter(value.detach().clone(), requires_grad=False))
-                part._parameters[name] = copied
 
 
 def fold_batch_norm_(module: torch.fx.GraphModule) -> int:

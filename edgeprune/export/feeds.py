@@ -39,8 +39,6 @@ def input_sets(
         step: The only batch that both sides take, None for any.
         edges: Whether edge values are tried too.
     """
-    from edgeprune.export.capture import draw
-
     batched = [spec.shape[:1] == (None,) for spec in specs]
 
     def given(kind: Kind, name: str, arrays: Arrays) -> InputSet:
@@ -58,6 +56,25 @@ def input_sets(
     first = sets[0]
     sets.append(InputSet(kind=first.kind, name=f"{first.name} again", feeds=first.feeds, batch_size=first.batch_size))
     return sets
+
+
+def draw(specs: Sequence[TensorSpec], count: int, seed: int) -> list[np.ndarray]:
+    """Return random inputs of `count` samples, integers inside [low, high] and floats spread over it.
+
+    A float input whose example is constant is drawn around that constant, since one value would prove little.
+    """
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for spec in specs:
+        shape = tuple(count if size is None else size for size in spec.shape)
+        if spec.dtype == "bool":
+            arrays.append(np.asarray(rng.integers(0, 2, shape), dtype=bool))
+        elif np.issubdtype(np.dtype(spec.dtype), np.integer):
+            arrays.append(np.asarray(rng.integers(int(spec.low), int(spec.high) + 1, shape), dtype=spec.dtype))
+        else:
+            margin = 1.0 if spec.low == spec.high else 0.0
+            arrays.append(np.asarray(rng.uniform(spec.low - margin, spec.high + margin, shape), dtype=spec.dtype))
+    return arrays
 
 
 def edge_values(specs: Sequence[TensorSpec], count: int) -> list[Arrays]:

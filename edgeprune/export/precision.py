@@ -20,6 +20,7 @@ from edgeprune.export.opened import open_artifact
 from edgeprune.export.quality import sqnr_db
 from edgeprune.export.record import Record, with_record
 from edgeprune.quantise import Int8, OnnxFloat, Quantisation, TfliteFloat, histograms, mixed, with_best_ranges
+from edgeprune.quantise.ends import Ends
 from edgeprune.quantise.files import FloatFile, Without
 from edgeprune.quantise.ranges import Histogram, Interval, interval
 from edgeprune.quantise.search import unworkable
@@ -132,6 +133,7 @@ def _int8(
     few = kept[: _MEASURED if source.stat().st_size < _BIG_BYTES else _MEASURED_BIG]
     measured = _Candidates(few, [subject.run(sample) for sample in few], source.with_name(f"candidate{source.suffix}"))
     chosen, (file, whole) = source, _whole(plain, counts, measured, settings)
+    cost = _cost_of_few(file, source, counts, kept, subject, settings, measured.path) if seen.samples < _FEW else None
     if equalised is not None and _WORST_DB < whole.sqnr_db < settings.equalise_db:
         other_source = equalised(kept)
         other_plain, feeds = open_float(other_source), map(open_artifact(other_source).feeds, kept)
@@ -150,10 +152,10 @@ def _int8(
 
     if not accept(whole.sqnr_db, whole.content):
         whole = mixed(file, whole, measured.measure, accept, settings.on_progress)
-    cost = _cost_of_few(plain, source, kept, subject, settings, measured.path) if seen.samples < _FEW else None
-    made, floats = open_float(chosen), whole.floats | file.never
-    content, ends = made.with_ends(whole.ranges, floats, settings.io)
-    unwritten = {operator.kind for operator in made.operators() if operator.name in file.never}
+    content, ends = whole.content, Ends()
+    if settings.io != "float32":
+        content, ends = open_float(chosen).with_ends(whole.ranges, whole.floats | file.never, settings.io)
+    unwritten = {operator.kind for operator in file.file.operators() if operator.name in file.never}
     return Lowered(
         content=with_record(content, source.suffix, replace(record, quantisation=ends)),
         facts=whole.as_dict(),
@@ -166,8 +168,7 @@ def _whole(
     plain: FloatFile, counts: Mapping[str, Histogram], measured: _Candidates, settings: Quantisation
 ) -> tuple[Without, Int8]:
     """Return the int8 file with every operator on integers that can be, and the float file without the others."""
-    ranges = {tensor: interval(counted, "minmax") for tensor, counted in counts.items()}
-    file = Without(plain, unworkable(plain, ranges, measured.opens))
+    file = Without(plain, unworkable(plain, _extremes(counts), measured.opens))
     found = with_best_ranges(
         file,
         counts,
@@ -180,8 +181,9 @@ def _whole(
 
 
 def _cost_of_few(
-    plain: FloatFile,
+    file: FloatFile,
     source: Path,
+    counts: Mapping[str, Histogram],
     kept: Sequence[Sequence[np.ndarray]],
     subject: Subject,
     settings: Quantisation,
@@ -194,19 +196,16 @@ def _cost_of_few(
     middle = len(kept) // 2
     if middle == 0:
         return None
-    feeds, second = open_artifact(source).feeds, list(kept[middle:])
-    candidates = _Candidates([list(sample) for sample in second], [subject.run(sample) for sample in second], path)
-    levels = []
-    for samples in (kept[:middle], kept):
-        counts = histograms(plain, map(feeds, samples), settings.on_progress, len(samples))
-        ranges = {tensor: interval(counted, "minmax") for tensor, counted in counts.items()}
-        levels.append(_whole_level(plain, ranges, candidates))
-    return max(levels[1] - levels[0], 0.0)
+    second = [list(sample) for sample in kept[middle:]]
+    candidates = _Candidates(second, [subject.run(sample) for sample in second], path)
+    first = histograms(file, map(open_artifact(source).feeds, kept[:middle]), settings.on_progress, middle)
+    half, all_ = (candidates.measure(file.quantise(_extremes(known), frozenset())) for known in (first, counts))
+    return max(all_ - half, 0.0)
 
 
-def _whole_level(plain: FloatFile, ranges: Mapping[str, Interval], candidates: _Candidates) -> float:
-    never = unworkable(plain, ranges, candidates.opens)
-    return candidates.measure(plain.quantise(ranges, never))
+def _extremes(counts: Mapping[str, Histogram]) -> dict[str, Interval]:
+    """Return the intervals that cover all values."""
+    return {tensor: interval(counted, "minmax") for tensor, counted in counts.items()}
 
 
 def output_sqnr_db(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import ConfigError, ResolveError
+from edgeprune.quantise.flatbuffer import builtin_names, unpacked
 from edgeprune.values import Json
 
 _CHUNK = 1 << 20
@@ -166,8 +167,7 @@ def _tflite_weights(path: Path) -> Iterator[_Row]:
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
         raise ResolveError(f"{path} is not a TFLite file", fix="export the file again")
-    model = schema.ModelT.InitFromPackedBuf(content)
-    operators = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    model, operators = unpacked(content), builtin_names()
     dtypes = {value: name.lower() for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     seen = {0}  # by the format's rule, buffer 0 is empty
     for graph in model.subgraphs:

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgeprune.errors import ConfigError, ModelError, ResolveError, VerificationError
 from edgeprune.export.exact import ExactNetwork
-from edgeprune.export.feeds import Arrays, InputSet, input_sets
+from edgeprune.export.feeds import Arrays, InputSet, draw, input_sets
 from edgeprune.export.limits import TOLERANCE, Limits, judged, limits_of, reference_limits
 from edgeprune.export.opened import OpenArtifact, open_artifact
 from edgeprune.export.quality import Tally
@@ -245,7 +245,7 @@ def file_side(opened: OpenArtifact, label: str) -> Side:
 def _subject(model: nn.Module | str | Path, inputs: Sequence[Tensor] | None, file: OpenArtifact | None) -> Subject:
     import torch
 
-    from edgeprune.export.capture import draw, prepare
+    from edgeprune.export.capture import prepare
 
     assert isinstance(model, torch.nn.Module)
     if inputs is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import ConfigError
+from edgeprune.quantise.flatbuffer import unpacked
 
 
 def zeros_in(path: Path) -> int:
@@ -39,7 +40,7 @@ def _tflite_constants(path: Path) -> Iterator[Any]:
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = {schema.TensorType.FLOAT32: "<f4", schema.TensorType.FLOAT16: "<f2"}
-    model = schema.ModelT.InitFromPackedBuf(bytearray(path.read_bytes()))
+    model = unpacked(path.read_bytes())
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             data = model.buffers[tensor.buffer].data

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeprune import rundir
 from edgeprune.config import RunConfig
@@ -17,20 +17,19 @@ from edgeprune.errors import ConfigError, ExportError, ModelError, VerificationE
 from edgeprune.pipeline.digests import seeded
 from edgeprune.pipeline.folders import load_masks
 from edgeprune.pipeline.gain import better_file
-from edgeprune.pipeline.networks import score_artifact, true_samples
+from edgeprune.pipeline.networks import score_artifact, stated_labels, stated_preprocessing, true_samples
 from edgeprune.pipeline.quantising import calibration_batches, calibration_digest, quantisation
 from edgeprune.pipeline.sparsity import lost_zeros
 from edgeprune.pipeline.stages import Session, accuracy, network, run_stage, weights_of
 from edgeprune.pipeline.verdict import chosen_metric
-from edgeprune.preprocessing import Preprocessing, parse_labels, parse_preprocessing
 from edgeprune.rundir import StageKey, StageRecord
 from edgeprune.targets import TFLITE_RUNTIME_PYTHON, Target, tflite_runtime_python
 from edgeprune.values import PRECISIONS, Format, Json, Notice, Precision, parse_bytes, worsening
 from edgeprune.version import VERSION
-from edgeprune.workload import Workload, call
+from edgeprune.workload import Workload
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from edgeprune.pruning import Masks
 
@@ -54,39 +53,35 @@ def tflite_runtime_of(target: Target) -> tuple[str | None, tuple[Notice, ...]]:
     return None, (Notice(code="not-verified-there", text=text, fix=fix),)
 
 
-def stated(
-    workload: Workload, model: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[tuple[str, ...], dict[str, Preprocessing]]:
-    """Return the labels and the preprocessing that a workload states, for the description in its files.
-
-    Raises:
-        ConfigError: They are not what they should be.
-    """
-    from edgeprune.export.capture import input_names
-
-    labels: tuple[str, ...] = ()
-    found: dict[str, Preprocessing] = {}
-    if workload.labels is not None:
-        labels = parse_labels(call(workload, "labels"), workload.source)
-    if workload.preprocessing is not None:
-        names = input_names(model, len(inputs))
-        found = parse_preprocessing(call(workload, "preprocessing"), names, workload.source)
-    return labels, found
-
-
 def memory_limit(config: RunConfig) -> int | None:
     """Return the bytes that a converter's process may have; None for any."""
     return parse_bytes(config.export.memory_limit) if config.export.memory_limit is not None else None
 
 
-def _told(session: Session) -> tuple[tuple[str, ...], dict[str, Preprocessing], Json]:
-    """Return what the files of a run tell viewers, and the same for the keys of their stages; empty for nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What `export` is told for every file of a run and format, the same for the stages' keys, and what is missing."""
+
+    arguments: dict[str, Any]
+    key: Json
+    notices: tuple[Notice, ...]
+
+
+def _told(session: Session, form: Format) -> _Told:
+    """Return what viewers shall see in a file, and in which other runtime it is verified; no keys for nothing."""
+    from edgeprune.export.capture import input_names
+
     prepared = session.prepared
-    labels, preprocessing = stated(prepared.workload, prepared.model, prepared.inputs)
+    labels = stated_labels(prepared.workload)
+    preprocessing = stated_preprocessing(prepared.workload, input_names(prepared.model, len(prepared.inputs)))
+    python, unproved = tflite_runtime_of(prepared.target) if form == "tflite" else (None, ())
     key: Json = {"labels": list(labels)} if labels else {}
     if preprocessing:
         key["preprocessing"] = {name: value.as_dict() for name, value in preprocessing.items()}
-    return labels, preprocessing, key
+    if python is not None:
+        key["tflite_runtime"] = python
+    arguments = {"labels": labels, "preprocessing": preprocessing, "tflite_python": python}
+    return _Told(arguments=arguments, key=key, notices=unproved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +176,8 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
     prepared = session.prepared
     config = prepared.config.export
     name = file_name(role, form, "fp32")
-    labels, preprocessing, told = _told(session)
-    python, unproved = tflite_runtime_of(prepared.target) if form == "tflite" else (None, ())
-    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance", "layout")} | told
-    settings |= {"tflite_runtime": python} if python is not None else {}
+    told = _told(session, form)
+    settings = {f"export.{k}": getattr(config, k) for k in ("dynamic_batch", "tolerance", "layout")} | told.key
     inputs = prepared.digests if role == "baseline" else prepared.digests | _weights_and_plan(session, final)
     key = StageKey(stage=f"export {name}", settings=settings, inputs=inputs)
 
@@ -201,15 +194,14 @@ def _float(session: Session, role: str, form: Format, final: StageRecord) -> Sta
             timeout_s=config.timeout_s,
             memory_limit_bytes=memory_limit(prepared.config),
             checks_inputs=true_samples(prepared.workload, prepared.inputs),
-            labels=labels,
-            preprocessing=preprocessing,
-            tflite_python=python,
+            **told.arguments,
         )
         facts = {
             "artifact": exported.artifact.as_dict() | {"path": name},
             "checks": [check.as_dict() for check in exported.checks],
             "notices": [
-                notice.as_dict() for notice in (*exported.notices, *lost_zeros(session.path(name), masks), *unproved)
+                notice.as_dict()
+                for notice in (*exported.notices, *lost_zeros(session.path(name), masks), *told.notices)
             ],
         }
         return (name,), facts
@@ -239,10 +231,8 @@ def _lowered(
 
     prepared, name = session.prepared, file_name(role, form, precision)
     allowance = _allowance(session, dense, source) if precision == "int8" else None
-    labels, preprocessing, told = _told(session)
-    python, _ = tflite_runtime_of(prepared.target) if form == "tflite" else (None, ())
-    told |= {"tflite_runtime": python} if python is not None else {}
-    key = _lowered_key(session, name, precision, source, allowance, told)
+    told = _told(session, form)
+    key = _lowered_key(session, name, precision, source, allowance, told.key)
 
     def work() -> tuple[tuple[str, ...], Json]:
         config, calibration = prepared.config, None
@@ -265,9 +255,7 @@ def _lowered(
             quantisation=quantisation(config.quantise, session.listen, name, precision, accept),
             min_sqnr_db=config.export.min_sqnr_db,
             source=session.path(source.facts["artifact"]["path"]),
-            labels=labels,
-            preprocessing=preprocessing,
-            tflite_python=python,
+            **told.arguments,
         )
         facts = {
             "artifact": exported.artifact.as_dict() | {"path": name},

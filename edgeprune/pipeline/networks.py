@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ModelError
+from edgeprune.preprocessing import Preprocessing, parse_labels, parse_preprocessing
 from edgeprune.values import Json
 from edgeprune.workload import Workload, batches, call
 
@@ -111,6 +112,28 @@ def true_samples(workload: Workload, inputs: tuple[torch.Tensor, ...]) -> list[t
     tensors = model_inputs(batch) if batch is not None else ()
     alike = [(tensor.shape[1:], tensor.dtype) for tensor in tensors] == [(own.shape[1:], own.dtype) for own in inputs]
     return [tuple(tensor[:SAMPLES] for tensor in tensors)] if alike and all(tensor.dim() for tensor in inputs) else []
+
+
+def stated_labels(workload: Workload) -> tuple[str, ...]:
+    """Return the names of the classes that a workload states, for the files that it becomes; none where it does not.
+
+    Raises:
+        ConfigError: They are not what they should be.
+    """
+    if workload.labels is None:
+        return ()
+    return parse_labels(call(workload, "labels"), workload.source)
+
+
+def stated_preprocessing(workload: Workload, names: Sequence[str]) -> dict[str, Preprocessing]:
+    """Return how a workload says that its inputs, by these names, are made; nothing where it does not.
+
+    Raises:
+        ConfigError: It is not what it should be.
+    """
+    if workload.preprocessing is None:
+        return {}
+    return parse_preprocessing(call(workload, "preprocessing"), names, workload.source)
 
 
 def macs_of(graph: ChannelGraph, path: str) -> float:

@@ -21,9 +21,9 @@ from edgeprune.config import load_config
 from edgeprune.errors import ConfigError, ResolveError, StorageError, VerificationError
 from edgeprune.pipeline.events import Event, Listener
 from edgeprune.pipeline.measuring import ARTIFACT_SUFFIXES
-from edgeprune.preprocessing import Preprocessing, parse_labels, parse_preprocessing, read_labels, read_preprocessing
+from edgeprune.pipeline.networks import stated_labels, stated_preprocessing
+from edgeprune.preprocessing import Preprocessing, read_labels, read_preprocessing
 from edgeprune.values import Json, TensorSpec
-from edgeprune.workload import call
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,22 +184,23 @@ def _stated(
     found: dict[str, Preprocessing] = {}
     if wishes.labels is not None:
         labels = read_labels(Path(wishes.labels))
-    elif workload is not None and workload.labels is not None:
-        labels = parse_labels(call(workload, "labels"), workload.source)
+    elif workload is not None:
+        labels = stated_labels(workload)
     if wishes.preprocessing is not None:
         found = read_preprocessing(Path(wishes.preprocessing), names)
-    elif workload is not None and workload.preprocessing is not None:
-        found = parse_preprocessing(call(workload, "preprocessing"), names, workload.source)
+    elif workload is not None:
+        found = stated_preprocessing(workload, names)
     return labels, found
 
 
 def _samples(network: _Network, files: Sequence[BundleFile]) -> tuple[list[Arrays], dict[str, list[Arrays]], str]:
     """Return inputs of the files' batch, the expected outputs of every role for each, and whose outputs they are."""
     from edgeprune.bundle import predict
+    from edgeprune.export.feeds import draw
 
     batch = next((file.batch for file in files if file.batch is not None), 1)
     if network.loaded is None:
-        samples = [_made_up(files[0].network_inputs, batch, seed) for seed in range(SAMPLES)]
+        samples = [draw(files[0].network_inputs, batch, seed) for seed in range(SAMPLES)]
         exact = min(files, key=lambda file: file.precision != "fp32")
         run, spec = predict.open_model(exact.path, exact.as_dict()), exact.as_dict()
         expected = {role: [predict.predict(run, spec, sample) for sample in samples] for role in _roles(files)}
@@ -212,20 +213,6 @@ def _samples(network: _Network, files: Sequence[BundleFile]) -> tuple[list[Array
 
 def _roles(files: Sequence[BundleFile]) -> list[str]:
     return sorted({file.role for file in files})
-
-
-def _made_up(specs: Sequence[TensorSpec], batch: int, seed: int) -> Arrays:
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    arrays = []
-    for spec in specs:
-        shape = [batch if size is None else size for size in spec.shape]
-        if np.issubdtype(np.dtype(spec.dtype), np.floating):
-            arrays.append(random.uniform(spec.low, spec.high, shape).astype(spec.dtype))
-        else:
-            arrays.append(random.integers(int(spec.low), int(spec.high) + 1, shape).astype(spec.dtype))
-    return arrays
 
 
 def _true(loaded: Loaded, specs: Sequence[TensorSpec], batch: int) -> tuple[list[Arrays], str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from edgeprune.config import RunConfig
 from edgeprune.errors import ConfigError, StorageError
 from edgeprune.pipeline.events import Event, Listener
-from edgeprune.pipeline.exporting import memory_limit, stated, tflite_runtime_of
+from edgeprune.pipeline.exporting import memory_limit, tflite_runtime_of
 from edgeprune.pipeline.folders import Loaded, open_network
-from edgeprune.pipeline.networks import true_samples
+from edgeprune.pipeline.networks import stated_labels, stated_preprocessing, true_samples
 from edgeprune.pipeline.prepare import check_format_packages, check_settings, check_target
 from edgeprune.pipeline.quantising import calibration_batches, quantisation
 from edgeprune.pipeline.sparsity import lost_zeros
@@ -83,9 +83,9 @@ def export(source: str, config: RunConfig, *, listen: Listener) -> Json:
 def _file(loaded: Loaded, config: RunConfig, path: Path, listen: Listener, python: str | None) -> _Written:
     """Write a `.onnx` or `.tflite` file."""
     from edgeprune.export import export as write
+    from edgeprune.export.capture import input_names
 
     precision = config.export.precisions[0]
-    labels, preprocessing = stated(loaded.workload, loaded.model, loaded.inputs)
     calibration = None
     if precision == "int8":
         calibration = calibration_batches(loaded.workload, config.quantise, loaded.model, loaded.inputs)
@@ -104,8 +104,8 @@ def _file(loaded: Loaded, config: RunConfig, path: Path, listen: Listener, pytho
         quantisation=quantisation(config.quantise, listen, str(path), precision),
         min_sqnr_db=config.export.min_sqnr_db,
         layout=config.export.layout,
-        labels=labels,
-        preprocessing=preprocessing,
+        labels=stated_labels(loaded.workload),
+        preprocessing=stated_preprocessing(loaded.workload, input_names(loaded.model, len(loaded.inputs))),
         tflite_python=python,
     )
     # Integers are no floating-point zeros, and what was small may become one.

@@ -7,6 +7,7 @@ alignment of 16 bytes that the schema asks for constants. Without it some kernel
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def operator_kind(model: Any, operator: Any) -> str:
     return builtin_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
+@functools.cache
 def builtin_names() -> dict[int, str]:
     """Return the names of TFLite's operators by their number."""
     from ai_edge_litert import schema_py_generated as schema
